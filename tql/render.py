@@ -77,7 +77,7 @@ def _drawing_environments(task: Task, max_steps: int | None) -> Environments:
                 environments.close()
                 raise
         except WorkerError as error:
-            reasons.append(f"{gl}: {str(error).strip().splitlines()[-1]}")
+            reasons.append(f"MUJOCO_GL={gl}: {str(error).strip().splitlines()[-1]}")
     raise RenderingUnavailable(
         "no OpenGL that draws without a screen: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6), "
         f"or export MUJOCO_GL=glfw where there is a screen. Tried {'; '.join(reasons)}"

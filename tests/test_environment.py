@@ -1,0 +1,198 @@
+"""Episodes depend on their seed and actions alone, and no worker outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import tql
+from tql.config import Task
+from tql.environment import Environments, SeededEnvironment, WorkerError, make
+
+CUBE = Task.parse("cube-single-play-singletask-task2-v0")
+MAZE = Task.parse("pointmaze-medium-navigate-singletask-task1-v0")
+TELEPORT = Task.parse("pointmaze-teleport-navigate-singletask-task1-v0")
+N_A = {CUBE: 5, MAZE: 2, TELEPORT: 2}
+
+
+def trajectory(environment, task, seed, steps):
+    """Everything that an episode shows, with actions that are a function of the seed."""
+    actions = np.random.default_rng(seed).uniform(-1, 1, (steps, N_A[task])).astype(np.float32)
+    rows = [environment.reset(seed)]
+    for action in actions:
+        observation, reward, ended, success = environment.step(action)
+        rows.append(np.concatenate([observation, [reward, ended, success]]))
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("task", [CUBE, MAZE, TELEPORT], ids=lambda task: task.domain)
+def test_an_episode_is_bitwise_the_same_first_or_later_in_its_environment(task):
+    used, fresh = SeededEnvironment(task), SeededEnvironment(task)
+    first = trajectory(used, task, 5, steps=41)
+    trajectory(used, task, 6, steps=101)
+    np.testing.assert_array_equal(trajectory(used, task, 5, steps=41), first)
+    np.testing.assert_array_equal(trajectory(fresh, task, 5, steps=41), first)
+    assert not np.array_equal(trajectory(fresh, task, 7, steps=41), first)
+
+
+def test_ogbench_alone_is_not_reproducible_which_is_why_make_exists():
+    """OGBench's own environment gives two goals for one seed; ours gives one."""
+
+    def goals(environment):
+        ours = []
+        for _ in range(2):
+            environment.action_space.seed(11)
+            ours.append(environment.reset(seed=11)[1]["goal"])
+        return ours
+
+    goal, again = goals(make(CUBE))
+    np.testing.assert_array_equal(goal, again)
+    with pytest.warns(UserWarning, match="precision lowered"):
+        goal, again = goals(gymnasium.make(CUBE.env_name, disable_env_checker=True))
+    assert not np.array_equal(goal, again)
+
+
+def test_neighbours_in_one_process_do_not_share_numpys_generator():
+    """The teleporting maze draws its exit from NumPy's global generator while it steps."""
+    towards_teleport = np.array([0.0, 1.0], np.float32)
+
+    def xs(environments, seeds):
+        rows = [[environment.reset(seed) for environment, seed in zip(environments, seeds, strict=True)]]
+        for _ in range(120):
+            rows.append([environment.step(towards_teleport)[0] for environment in environments])
+        return np.array(rows)
+
+    one, other = SeededEnvironment(TELEPORT), SeededEnvironment(TELEPORT)
+    together = xs([one, other], [2, 3])
+    np.testing.assert_array_equal(together[:, [0]], xs([one], [2]))
+    np.testing.assert_array_equal(together[:, [1]], xs([other], [3]))
+
+
+def lockstep(workers, task=MAZE, size=5, steps=13):
+    rng = np.random.default_rng(0)
+    running = np.ones(size, bool)
+    with Environments(task, size=size, workers=workers) as environments:
+        shown = [environments.reset([3, 1, 4, 15, 9])]
+        for _ in range(steps):
+            observations, *rest = environments.step(rng.uniform(-1, 1, (size, 2)).astype(np.float32), running)
+            shown += [observations, np.stack(rest)]
+    return [len(environments.processes), *shown]
+
+
+def test_1_2_and_4_workers_give_the_same_numbers():
+    one, two, four = lockstep(1), lockstep(2), lockstep(4)
+    assert (one[0], two[0], four[0]) == (1, 2, 4)
+    for a, b, c in zip(one[1:], two[1:], four[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_an_environment_that_does_not_run_keeps_its_observation():
+    with Environments(MAZE, size=3, workers=2) as environments:
+        first = environments.reset([1, 2])
+        np.testing.assert_array_equal(first[2], 0)
+        observations, rewards, ended, success = environments.step(
+            np.ones((3, 2), np.float32), np.array([False, True, False])
+        )
+    np.testing.assert_array_equal(observations[[0, 2]], first[[0, 2]])
+    assert not np.array_equal(observations[1], first[1])
+    assert rewards.tolist() == [0, -1, 0] and ended.tolist() == [True, False, True] and not success.any()
+
+
+def test_workers_have_no_jax_one_thread_each_and_end_with_the_block():
+    before = dict(os.environ)
+    with Environments(CUBE, size=1, workers=1) as environments:
+        (process,) = environments.processes
+        environments.reset([0])
+        libraries = Path(f"/proc/{process.pid}/maps").read_text()
+        variables = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+    assert "mujoco" in libraries and "jaxlib" not in libraries
+    assert "jaxlib" in Path("/proc/self/maps").read_text(), "so the check above could fail"
+    assert {"OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "MKL_NUM_THREADS=1"} <= set(variables)
+    assert os.environ == before
+    assert process.exitcode == 0
+
+
+def test_a_workers_exception_arrives_with_traceback_and_seed():
+    with pytest.raises(WorkerError) as caught:
+        with Environments(MAZE, size=2, workers=2) as environments:
+            environments.reset([17, 23])
+            environments.step(np.zeros((2, 3), np.float32), np.array([False, True]))
+    message = str(caught.value)
+    assert "episode seed 23" in message and "point.py" in message and MAZE.env_name in message
+    assert not any(process.is_alive() for process in environments.processes)
+
+
+def test_a_worker_that_is_killed_is_reported():
+    with Environments(MAZE, size=2, workers=2) as environments:
+        environments.reset([0, 1])
+        environments.processes[1].kill()
+        environments.processes[1].join()
+        with pytest.raises(WorkerError, match="exit code -9"):
+            environments.step(np.zeros((2, 2), np.float32), np.ones(2, bool))
+
+
+def test_no_environments_or_no_workers_is_an_error():
+    with pytest.raises(ValueError, match="at least 1"):
+        Environments(MAZE, size=0, workers=1)
+    with pytest.raises(ValueError, match="at least 1"):
+        Environments(MAZE, size=1, workers=0)
+
+
+# No `__main__` guard, and jax at the top: neither may reach the workers.
+SCRIPT = """
+import sys, time, jax, numpy as np
+from tql.config import Task
+from tql.environment import Environments
+print("script runs", flush=True)
+environments = Environments(Task.parse("pointmaze-medium-navigate-singletask-task1-v0"), size=2, workers=2)
+environments.reset([0, 1])
+print(*[process.pid for process in environments.processes], flush=True)
+{then}
+"""
+
+
+def alive(pid):
+    """Whether a process runs; one that waits to be reaped has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, "raises"])
+def test_no_worker_outlives_its_parent(end, tmp_path):
+    then = "raise SystemExit(3)" if end == "raises" else "time.sleep(60)"
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(then=then))
+    with (tmp_path / "stderr").open("w+") as stderr:
+        parent = subprocess.Popen(
+            [sys.executable, str(script)],
+            env=os.environ | {"PYTHONPATH": str(Path(tql.__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+        assert parent.stdout.readline() == "script runs\n"
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        if end == signal.SIGINT:
+            os.killpg(parent.pid, end)  # as a terminal does: to everyone in the foreground
+        elif end != "raises":
+            parent.send_signal(end)
+        parent.wait(timeout=20)
+        deadline = time.monotonic() + 20
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, workers))
+        assert parent.stdout.read() == "", "the workers ran the caller's script"
+        stderr.seek(0)
+        assert "SpawnProcess" not in stderr.read(), "a worker printed a traceback"
+    parent.stdout.close()
