@@ -1,0 +1,300 @@
+"""A dataset made by OGBench's scripted policies, in OGBench's file format; or one that a user has already. Never imports jax.
+
+Every episode has its own seed, so the files are the same, byte for byte, with any number of workers.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tql.config import Task
+from tql.environment import _THREADS, _bare_children, make
+from tql.scripted import SCRIPTS, Episode, make_episode
+from tql.validate import MIN_ROWS, Files, read_pair, sha256, versions
+
+SPLITS = ("train", "validation")
+
+EXPECTED = {
+    "play": {"cube": 0.95, "button": 0.95, "drawer": 0.5, "window": 0.5},
+    "noisy": {"cube": 0.5, "button": 0.8, "drawer": 0.3, "window": 0.3},
+    "navigate": {"goal": 0.7},
+}
+"""Least share of its targets that a scripted policy reaches. Drawers and windows may be locked when they are the target."""
+
+
+def official_episodes(task: Task) -> int:
+    """Number of training episodes in OGBench's own dataset; a tenth more are its validation data."""
+    return {"cube-triple": 3000, "cube-quadruple": 5000, "pointmaze-giant": 500}.get(task.domain, 1000)
+
+
+def official_rows(task: Task) -> int:
+    """Rows of an episode in OGBench's own dataset: its environment steps."""
+    return 2001 if task.domain == "pointmaze-giant" else 1001
+
+
+def collect(
+    task: Task,
+    *,
+    episodes: int | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    out: Path = Path("data"),
+    rows: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Makes `out/NAME.npz`, `out/NAME-val.npz` (a tenth more episodes) and the manifest `out/NAME.json`; returns the first.
+
+    `episodes` and `rows` (environment steps per episode) are OGBench's own numbers unless given. Nothing appears under these
+    names before everything is complete. Raises `FileExistsError` rather than overwrite, `ValueError` for impossible numbers and
+    `RuntimeError` where an environment fails; warns where the scripted policy reached fewer targets than it should.
+    """
+    episodes = official_episodes(task) if episodes is None else episodes
+    rows = official_rows(task) if rows is None else rows
+    if episodes < 1 or workers < 1 or rows < MIN_ROWS or seed < 0:
+        raise ValueError(
+            f"episodes {episodes} and workers {workers} must be at least 1, rows {rows} at least {MIN_ROWS}, and seed {seed} not negative."
+        )
+    numbers = (episodes, max(1, episodes // 10))
+    files = _free_files(task, out)
+    targets: Counter[tuple[str, bool]] = Counter()
+    bar = tqdm(total=sum(numbers) * rows, desc=f"make {task.dataset_name}", unit="step", unit_scale=True, disable=not progress)
+    with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder, bar:
+        spools = [_Spool(Path(folder) / split, number, rows) for split, number in zip(SPLITS, numbers)]
+        jobs = [(split, number) for split in range(2) for number in range(numbers[split])]
+        with contextlib.closing(_episodes(task, jobs, seed, min(workers, len(jobs)), rows)) as made:
+            for split, number, episode in made:
+                spools[split].write(number, episode.arrays())
+                targets.update(episode.targets)
+                bar.update(rows)
+        new = Files.of(Path(folder) / files.train.name)
+        for spool, file in zip(spools, (new.train, new.validation)):
+            spool.archive(file)
+        manifest = {
+            "dataset": task.dataset_name,
+            "made_by": f"OGBench's scripted policies, {task.kind} data",
+            "seed": seed,
+            "episodes": dict(zip(SPLITS, numbers)),
+            "rows_per_episode": rows,
+            "versions": versions(),
+            "sha256": {file.name: sha256(file) for file in (new.train, new.validation)},
+            "scripted_policy": check_policy(task, targets),
+        }
+        _publish(new, files, manifest)
+    return files.train
+
+
+def check_policy(task: Task, targets: Counter[tuple[str, bool]]) -> dict[str, Any]:
+    """What the scripted policy reached, for the manifest; warns where it is too little to be chance (three standard errors)."""
+    record, too_few = {}, []
+    for target in sorted({target for target, _ in targets}):
+        reached, tried = targets[target, True], targets[target, True] + targets[target, False]
+        least = EXPECTED[task.kind][target]
+        record[target] = {"tried": tried, "reached": reached, "share": round(reached / tried, 4), "expected_at_least": least}
+        if reached / tried < least - 3 * math.sqrt(least * (1 - least) / tried):
+            too_few.append(f"{reached} of {tried} targets '{target}' (expected at least {least:.0%})")
+    if too_few:
+        warnings.warn(f"{task.dataset_name}: the scripted policy reached {', '.join(too_few)}: is the simulator the pinned one?")
+    return {"targets": record, "as_expected": not too_few}
+
+
+def adopt(task: Task, file: Path, out: Path) -> Path:
+    """Takes a dataset that exists, for example an official one: validated, then linked or copied to `out` with a manifest.
+
+    Its validation file must lie beside it. A manifest beside it is checked and kept. Raises `FileNotFoundError`,
+    `FileExistsError` and `validate.DatasetError`; the given files stay as they are.
+    """
+    old, files = Files.of(file), _free_files(task, out)
+    environment = make(task)
+    read_pair(task, file, environment)
+    environment.close()
+    manifest = {"dataset": task.dataset_name, "made_by": f"taken from {file.name}", "versions": {}}
+    if old.manifest.exists():
+        manifest = json.loads(old.manifest.read_text(encoding="utf-8"))
+    with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
+        new = Files.of(Path(folder) / files.train.name)
+        for source, copy in ((old.train, new.train), (old.validation, new.validation)):
+            shutil.copyfile(source, copy)
+        manifest["sha256"] = {copy.name: sha256(copy) for copy in (new.train, new.validation)}
+        _publish(new, files, manifest)
+    return files.train
+
+
+def download(task: Task, out: Path) -> Path:
+    """OGBench's own dataset, by OGBench's own downloader (hundreds of megabytes), then as `adopt`.
+
+    Raises `ConnectionError` where it cannot be reached.
+    """
+    import ogbench
+
+    _free_files(task, out)
+    with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
+        try:
+            ogbench.download_datasets([task.dataset_name], folder)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise ConnectionError(
+                f"OGBench's server did not give {task.dataset_name} ({error}); make it here with: python -m tql data {task.dataset_name}"
+            ) from error
+        return adopt(task, Path(folder) / f"{task.dataset_name}.npz", out)
+
+
+def _free_files(task: Task, out: Path) -> Files:
+    """The three files to be made in the folder `out`, which is made too; none of them exists."""
+    files = Files.of(out / f"{task.dataset_name}.npz")
+    for file in (files.train, files.validation, files.manifest):
+        if file.exists():
+            raise FileExistsError(f"{file}: exists already and is not overwritten; move or delete it, or choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    return files
+
+
+def _publish(new: Files, final: Files, manifest: dict[str, Any]) -> None:
+    """Gives complete files their names, the training file last: where it is, all are. On failure none is."""
+    new.manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    pairs = ((new.validation, final.validation), (new.manifest, final.manifest), (new.train, final.train))
+    done = []
+    try:
+        for source, target in pairs:
+            with source.open("rb+") as opened:
+                os.fsync(opened.fileno())
+            if target.exists():
+                raise FileExistsError(f"{target}: was made by somebody else meanwhile and is not overwritten.")
+            done.append(target)
+            os.replace(source, target)
+    except BaseException:
+        for target in done:
+            target.unlink(missing_ok=True)
+        raise
+
+
+class _Spool:
+    """The arrays of one file while it grows, as .npy files on disk: episodes have equal lengths, so each has its place."""
+
+    def __init__(self, folder: Path, episodes: int, rows: int):
+        self.folder, self.shape = folder, (episodes, rows)
+        self.files: dict[str, Any] = {}
+        self.starts: dict[str, int] = {}
+        folder.mkdir()
+
+    def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
+        """Puts one episode in its place."""
+        episodes, rows = self.shape
+        for name, array in arrays.items():
+            if len(array) != rows:
+                raise RuntimeError(f"an episode has {len(array)} rows, expected {rows}: this OGBench ends episodes otherwise.")
+            if name not in self.files:
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": (episodes * rows, *array.shape[1:])}
+                self.files[name] = (self.folder / f"{name}.npy").open("wb+")
+                np.lib.format.write_array_header_1_0(self.files[name], header)
+                self.starts[name] = self.files[name].tell()
+            self.files[name].seek(self.starts[name] + number * array.nbytes)
+            self.files[name].write(array.tobytes())
+
+    def archive(self, file: Path) -> None:
+        """Compresses all arrays into one file in NumPy's format; equal arrays give equal bytes."""
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, opened in self.files.items():
+                opened.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    shutil.copyfileobj(opened, member, 1 << 20)
+                opened.close()
+
+
+def _episodes(
+    task: Task, jobs: Sequence[tuple[int, int]], seed: int, workers: int, rows: int
+) -> Iterator[tuple[int, int, Episode]]:
+    """Split, number and episode for each of the jobs (split, number), as they are ready."""
+    context = multiprocessing.get_context("spawn")
+    processes: dict[Connection, Any] = {}
+    try:
+        with _bare_children({"MUJOCO_GL": "disable"} | dict.fromkeys(_THREADS, "1")), _without_ctrl_c():
+            for _ in range(workers):
+                here, there = context.Pipe()
+                processes[here] = context.Process(target=_work, args=(there, task, seed, rows), daemon=True)
+                processes[here].start()
+                there.close()
+        waiting = list(reversed(jobs))
+        busy = set()
+        for connection in processes:
+            connection.send(waiting.pop())
+            busy.add(connection)
+        while busy:
+            for connection in wait(list(busy)):
+                try:
+                    answer = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    processes[connection].join(timeout=5)
+                    code = processes[connection].exitcode
+                    raise RuntimeError(f"a worker ended by itself (exit code {code}; -9: was memory short?).") from None
+                if isinstance(answer, str):
+                    raise RuntimeError(answer)
+                if waiting:
+                    connection.send(waiting.pop())
+                else:
+                    busy.remove(connection)
+                yield answer
+    finally:
+        for connection, process in processes.items():
+            connection.close()
+            process.terminate()
+        for process in processes.values():
+            process.join()
+
+
+def _work(connection: Connection, task: Task, seed: int, rows: int) -> None:
+    """A worker's life: make the episodes that the pipe asks for, until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = None
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            script = SCRIPTS[task.kind](task, rows)
+            while True:
+                job = connection.recv()
+                connection.send((*job, make_episode(script, task, seed, *job)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception:
+            connection.send(f"{task.dataset_name}, (split, episode) {job}, seed {seed}:\n{traceback.format_exc()}")
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C from their first moment; it is for this process, which then ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and workers go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
