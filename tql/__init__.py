@@ -1,10 +1,23 @@
 """Transformer Q-Learning in Equinox: one concept per file.
 
-Importing the package turns the shape checks on: jaxtyping's import hook gives every function of `tql` to beartype, so a wrong
-shape fails at the door of the function that received it. `JAXTYPING_DISABLE=1` turns the checks off, for stepping with a
-debugger through the bare code.
+Importing the package turns the shape checks on: every function of `tql` is given to beartype, so a wrong shape fails at the door
+of the function that received it, with both shapes in the message. `JAXTYPING_DISABLE=1` turns the checks off, for stepping with
+a debugger through the bare code.
 """
 
+import os
+
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-install_import_hook("tql", "beartype.beartype")
+_WITHOUT_JAX = ("tql.config", "tql.collect", "tql.validate", "tql.environment", "tql.render")
+"""Modules that run in the simulator's worker processes too. jaxtyping's hook loads jax; plain beartype does not."""
+
+_WITH_JAX = (
+    *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
+    *("tql.data", "tql.loop", "tql.evaluate", "tql.checkpoint", "tql.analysis", "tql.bench"),
+)
+
+if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):
+    install_import_hook(_WITH_JAX, "beartype.beartype")
+    beartype_packages(_WITHOUT_JAX)

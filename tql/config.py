@@ -2,7 +2,10 @@
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 DOMAINS = {
     "play": ("cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
@@ -61,3 +64,159 @@ class Task:
     @property
     def _number(self) -> str:
         return f"-task{self.task_id}" if self.task_id else ""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The transformer critic."""
+
+    d_model: int = 128
+    """Width, in channels."""
+    layers: int = 2
+    """Number of transformer blocks."""
+    heads: int | None = None
+    """Attention heads per block; d_model / 32 unless given."""
+    ensemble: int = 2
+    """Number K of Q heads; Q is their mean."""
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The flow actor."""
+
+    kind: Literal["flow", "dataset"] = "flow"
+    """flow: the behaviour flow and its one-step policy. dataset: no policy, the TD target takes the dataset's next action."""
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of the flow and of the policy, in channels."""
+    flow_steps: int = 10
+    """Euler steps of the behaviour flow."""
+    alpha_bc: float = 300.0
+    """Weight of the distillation loss against Q: larger stays closer to the dataset."""
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """The control of the critic's attention entropy."""
+
+    kind: Literal["none", "fixed", "single", "tql"] = "tql"
+    """none: plain transformer. fixed: constant penalty. single: one temperature. tql: one per layer and token group."""
+    target: tuple[tuple[float, float], ...] | None = None
+    """Target entropies in nats, a pair ([VALUE], other tokens) per layer; 0.8 ln(n), last layer 0.5 lower, unless given."""
+    coefficient: float = 1.0
+    """The constant temperature of kind fixed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The defaults are the paper's for cube-double at its smallest size."""
+
+    task: str
+    """OGBench's name of a single task, for example cube-double-play-singletask-task2-v0."""
+    seed: int = 0
+    """One seed determines the run: initialisation, batches, noise and evaluation."""
+    steps: int = 1_000_000
+    """Length of training, in gradient updates."""
+    batch_size: int = 256
+    """Transitions per update."""
+    discount: float = 0.99
+    """gamma, per environment step."""
+    tau: float = 0.005
+    """Rate of the target critic's moving average, per update."""
+    critic_lr: float = 1e-4
+    """Peak learning rate of the critic."""
+    actor_lr: float = 5e-4
+    """Peak learning rate of the flow and the policy."""
+    temperature_lr: float = 1e-4
+    """Peak learning rate of the logarithm of the temperatures."""
+    weight_decay: float = 0.01
+    """AdamW's decay of the matrices of blocks, Q heads and actors, as a fraction of the learning rate per update."""
+    warmup: int = 10_000
+    """Updates in which the learning rates rise from 1 % to 100 %; a cosine to 10 % follows."""
+    critic: CriticConfig = CriticConfig()
+    actor: ActorConfig = ActorConfig()
+    control: ControlConfig = ControlConfig(target=((3.0, 3.0), (2.5, 2.5)))
+    log_every: int = 1000
+    """Updates per compiled chunk; metrics are written after each. Must divide steps, checkpoint_every and evaluate_every."""
+    checkpoint_every: int = 10_000
+    """Updates between checkpoints."""
+    evaluate_every: int = 100_000
+    """Updates between evaluations; there is always one at the end."""
+    episodes: int = 50
+    """Episodes per evaluation."""
+
+    def __post_init__(self):
+        """Raises `ValueError` for settings that cannot be run."""
+        Task.parse(self.task)
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every", "episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("steps", "checkpoint_every", "evaluate_every"):
+            if getattr(self, name) % self.log_every:
+                raise ValueError(f"log_every {self.log_every} does not divide {name} {getattr(self, name)}; choose one that does.")
+        if not 0 <= self.discount < 1 or not 0 < self.tau <= 1:
+            raise ValueError(f"discount {self.discount} must lie in [0, 1) and tau {self.tau} in (0, 1].")
+        if self.steps <= 2 * self.warmup:
+            raise ValueError(f"steps {self.steps} leave no room for the cosine after a warm-up of {self.warmup}; use a shorter warm-up.")
+
+
+SIZES = {"0.4M": 128, "1M": 256, "7M": 512, "26M": 1024}
+"""The paper's critics by their name: width d_model at two layers."""
+
+PAPER_TARGETS = {
+    "cube-double": ((3.0, 3.0), (2.5, 2.5)),
+    "cube-triple": ((3.5, 3.5), (3.0, 3.0)),
+    "scene": ((3.5, 3.5), (3.0, 3.0)),
+    "puzzle-3x3": ((3.5, 3.5), (3.0, 3.0)),
+    "puzzle-4x4": ((3.5, 3.5), (3.0, 3.0)),
+}
+"""Target entropies of the paper's five domains, in nats; other domains start from 0.8 ln(n)."""
+
+
+def paper(task: str, size: str) -> Config:
+    """The paper's settings (its appendix and section 5) for one of its sizes."""
+    domain = Task.parse(task).domain
+    return Config(
+        task=task,
+        critic=CriticConfig(d_model=SIZES[size]),
+        actor=ActorConfig(alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0),
+        control=ControlConfig(target=PAPER_TARGETS.get(domain)),
+        critic_lr=4e-4 if domain == "cube-triple" else 1e-4,
+        temperature_lr=4e-4 if domain == "cube-triple" else 1e-4,
+    )
+
+
+def cpu_sarsa(task: str) -> Config:
+    """Two minutes on 2 cores: a small critic on the dataset's own next actions; shows the collapse, has no policy.
+
+    Departs from the paper where so short a run needs it: a shorter horizon and a faster target, so that Q moves off its mean, and
+    temperatures with a larger rate than the critic, so that they move at all.
+    """
+    return Config(
+        task=task,
+        steps=1000,
+        batch_size=64,
+        discount=0.95,
+        tau=0.02,
+        critic_lr=1e-3,
+        temperature_lr=1e-2,
+        warmup=100,
+        critic=CriticConfig(d_model=64),
+        actor=ActorConfig(kind="dataset"),
+        control=ControlConfig(),
+        log_every=50,
+        checkpoint_every=250,
+        evaluate_every=1000,
+    )
+
+
+def cpu_flow(task: str) -> Config:
+    """Five minutes on 2 cores: the same with the flow actor, for the landscapes; too short to solve an episode."""
+    return replace(cpu_sarsa(task), steps=1500, actor=ActorConfig(hidden=(256, 256, 256)), evaluate_every=1500)
+
+
+PRESETS: dict[str, Callable[[str], Config]] = {
+    "cpu-sarsa": cpu_sarsa,
+    "cpu-flow": cpu_flow,
+    **{f"paper-{size}": partial(paper, size=size) for size in SIZES},
+}
+"""Settings by name, each a function of the task."""

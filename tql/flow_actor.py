@@ -1,0 +1,174 @@
+r"""The actor of flow Q-learning (FQL): a behaviour flow, and the one-step policy distilled from it (paper section 4).
+
+The flow carries noise $x_0 \sim N(0, I)$ to an action of the dataset, conditioned on the state; it is what imitates. The policy
+$\mu(s, z)$ maps the same noise to an action in one step; it is what acts, and what the critic improves.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tql.attention import NORM_EPS
+from tql.critic import AbstractCritic
+from tql.linear import Linear, glorot_uniform
+
+
+class Noise(eqx.Module):
+    """All that is random in one update, drawn before it: what follows is a function of it."""
+
+    next_action: Float[Array, "*batch n_a"]
+    x_0: Float[Array, "*batch n_a"]
+    t: Float[Array, "*batch"]
+    z: Float[Array, "*batch n_a"]
+
+
+def draw_noise(n_a: int, *, key: PRNGKeyArray) -> Noise:
+    """Noise for one transition: standard normal, and the flow's time $t \\sim U(0, 1)$."""
+    k_next, k_x0, k_t, k_z = jr.split(key, 4)
+    return Noise(jr.normal(k_next, (n_a,)), jr.normal(k_x0, (n_a,)), jr.uniform(k_t), jr.normal(k_z, (n_a,)))
+
+
+class ActorLosses(eqx.Module):
+    """The parts of the actor's loss, for one transition."""
+
+    flow_matching: Float[Array, "*batch"]
+    distillation: Float[Array, "*batch"]
+    q: Float[Array, "*batch"]
+
+
+class AbstractActor(eqx.Module):
+    """The seam for other actors: an action to take, and what training minimises."""
+
+    n_s: eqx.AbstractVar[int]
+    n_a: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def act(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
+        """The action for state `s` and standard normal noise `z`, in [-1, 1]."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def next_action(
+        self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], z: Float[Array, " {self.n_a}"]
+    ) -> Float[Array, " {self.n_a}"]:
+        """The action of the TD target in the next state `s`, where the dataset went on with `a`."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def losses(
+        self, critic: AbstractCritic, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], noise: Noise
+    ) -> ActorLosses:
+        """The parts of the loss for one transition of the dataset; gradients reach the actor alone."""
+        raise NotImplementedError
+
+
+class MLP(eqx.Module):
+    r"""Hidden layers $x \leftarrow \mathrm{LN}(\mathrm{gelu}(Wx + b))$ (the norm after the activation), then an affine map."""
+
+    layers: tuple[Linear, ...]
+    norms: tuple[eqx.nn.LayerNorm, ...]
+    d_in: int = eqx.field(static=True)
+    d_out: int = eqx.field(static=True)
+
+    def __init__(self, d_in: int, d_out: int, hidden: tuple[int, ...], *, key: PRNGKeyArray):
+        sizes = zip((d_in, *hidden), (*hidden, d_out), jr.split(key, len(hidden) + 1))
+        self.layers = tuple(Linear(glorot_uniform, d, d_next, key=k) for d, d_next, k in sizes)
+        self.norms = tuple(eqx.nn.LayerNorm(d, eps=NORM_EPS) for d in hidden)
+        self.d_in, self.d_out = d_in, d_out
+
+    def __call__(self, x: Float[Array, " {self.d_in}"]) -> Float[Array, " {self.d_out}"]:
+        for layer, norm in zip(self.layers[:-1], self.norms):
+            x = norm(jax.nn.gelu(layer(x), approximate=True))
+        return self.layers[-1](x)
+
+
+class FlowActor(AbstractActor):
+    """Behaviour flow $v(s, x_t, t)$ and one-step policy $\\mu(s, z)$, two MLPs of the same widths."""
+
+    flow: MLP
+    one_step: MLP
+    flow_steps: int = eqx.field(static=True)
+    n_s: int = eqx.field(static=True)
+    n_a: int = eqx.field(static=True)
+
+    def __init__(self, n_s: int, n_a: int, *, hidden: tuple[int, ...], flow_steps: int = 10, key: PRNGKeyArray):
+        k_flow, k_one_step = jr.split(key)
+        self.flow = MLP(n_s + n_a + 1, n_a, hidden, key=k_flow)
+        self.one_step = MLP(n_s + n_a, n_a, hidden, key=k_one_step)
+        self.flow_steps, self.n_s, self.n_a = flow_steps, n_s, n_a
+
+    def velocity(
+        self, s: Float[Array, " {self.n_s}"], x: Float[Array, " {self.n_a}"], t: Float[Array, ""]
+    ) -> Float[Array, " {self.n_a}"]:
+        """$v(s, x_t, t)$."""
+        return self.flow(jnp.concatenate([s, x, t[None]]))
+
+    def mu(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
+        """$\\mu(s, z)$, not clipped."""
+        return self.one_step(jnp.concatenate([s, z]))
+
+    def behaviour(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
+        r"""The flow's action from noise `z`: Euler, $x \leftarrow x + v(s, x, t)\,/\,N$ at $t = 0, 1/N, \dots, (N-1)/N$.
+
+        Only the result is clipped to [-1, 1], not the points on the way.
+        """
+        N = self.flow_steps
+        x, _ = jax.lax.scan(lambda x, t: (x + self.velocity(s, x, t) / N, None), z, jnp.arange(N) / N)
+        return jnp.clip(x, -1, 1)
+
+    def act(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
+        return jnp.clip(self.mu(s, z), -1, 1)
+
+    def next_action(
+        self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], z: Float[Array, " {self.n_a}"]
+    ) -> Float[Array, " {self.n_a}"]:
+        return self.act(s, z)
+
+    def losses(
+        self, critic: AbstractCritic, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], noise: Noise
+    ) -> ActorLosses:
+        r"""With $x_1 = a$, $x_t = (1-t)\,x_0 + t\,x_1$, student $\mu(s, z)$ and teacher $\mathrm{sg}(\mathrm{flow}(s, z))$:
+
+        $$|v(s, x_t, t) - (x_1 - x_0)|^2, \qquad |\mu(s, z) - \mathrm{flow}(s, z)|^2, \qquad \bar Q(s, \mathrm{clip}(\mu(s, z)))$$
+
+        Squares are means over action dimensions; $\bar Q$ is the mean of the K heads. The clip stops the gradient of the
+        components outside [-1, 1].
+        """
+        x_0, x_1, t = noise.x_0, a, noise.t
+        x_t = (1 - t) * x_0 + t * x_1
+        flow_matching = jnp.mean((self.velocity(s, x_t, t) - (x_1 - x_0)) ** 2)
+
+        student = self.mu(s, noise.z)
+        teacher = jax.lax.stop_gradient(self.behaviour(s, noise.z))
+        distillation = jnp.mean((student - teacher) ** 2)
+
+        q = jnp.mean(critic(s, jnp.clip(student, -1, 1)))
+        return ActorLosses(flow_matching, distillation, q)
+
+
+class DatasetActor(AbstractActor):
+    """No policy at all: the TD target's action is the one that the dataset took next (SARSA). It learns nothing and cannot act.
+
+    Not in the paper: the cheapest setting in which a critic collapses.
+    """
+
+    n_s: int = eqx.field(static=True)
+    n_a: int = eqx.field(static=True)
+
+    def act(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
+        """Raises `ValueError`: there is no policy."""
+        raise ValueError("this agent trains a critic on the dataset's own actions and has no policy; train with the flow actor.")
+
+    def next_action(
+        self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], z: Float[Array, " {self.n_a}"]
+    ) -> Float[Array, " {self.n_a}"]:
+        return a
+
+    def losses(
+        self, critic: AbstractCritic, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], noise: Noise
+    ) -> ActorLosses:
+        return ActorLosses(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))

@@ -1,0 +1,228 @@
+r"""TQL on one screen: the agent's state, its three losses, one update, and a chunk of updates in one compiled `scan`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from tql.attention import group_entropy
+from tql.config import Config
+from tql.critic import AbstractCritic, Critic
+from tql.data import Batch, sample
+from tql.entropy_controller import (
+    AbstractEntropyController,
+    FixedPenalty,
+    NoControl,
+    SingleTemperature,
+    TemperaturePerGroup,
+    default_target,
+)
+from tql.flow_actor import AbstractActor, DatasetActor, FlowActor, Noise, draw_noise
+from tql.linear import decayed
+
+Metrics = dict[str, Array]
+
+
+class Agent(eqx.Module):
+    """All that training changes, and the settings that it obeys. One PyTree: what is saved, donated and scanned over."""
+
+    critic: AbstractCritic
+    target_critic: AbstractCritic
+    actor: AbstractActor
+    controller: AbstractEntropyController
+    critic_state: optax.OptState
+    controller_state: optax.OptState
+    actor_state: optax.OptState
+    step: Int[Array, ""]
+    """Gradient updates made so far."""
+    key: PRNGKeyArray
+    """Never changes; update number k draws from fold_in(key, k)."""
+    config: Config = eqx.field(static=True)
+
+
+def td_loss(
+    critic: AbstractCritic,
+    target_critic: AbstractCritic,
+    actor: AbstractActor,
+    discount: float,
+    row: Batch,
+    noise: Noise,
+) -> tuple[Float[Array, ""], tuple[Float[Array, " ensemble"], Float[Array, ""], Float[Array, "layers 2"]]]:
+    r"""For one transition: $y = r + \gamma\,m\,\frac1K\sum_k \bar Q_k(s', a')$ and $\frac1K\sum_k (Q_k(s, a) - y)^2$.
+
+    Also returns the K values, y, and the entropy of every layer and token group in nats.
+    """
+    a_next = actor.next_action(row.next_observations, row.next_actions, noise.next_action)
+    y = row.rewards + discount * row.masks * jnp.mean(target_critic(row.next_observations, a_next))
+    Q, logits = critic.with_attention(row.observations, row.actions)
+    return jnp.mean((Q - y) ** 2), (Q, y, jax.vmap(group_entropy)(logits))
+
+
+def critic_loss(
+    critic: AbstractCritic,
+    target_critic: AbstractCritic,
+    actor: AbstractActor,
+    controller: AbstractEntropyController,
+    batch: Batch,
+    noise: Noise,
+    discount: float,
+) -> tuple[Float[Array, ""], tuple[Float[Array, "layers 2"], Metrics]]:
+    """TD loss + attention loss, means over the batch. Moves the critic; also returns the entropies H."""
+    td, (Q, y, H) = jax.vmap(lambda row, z: td_loss(critic, target_critic, actor, discount, row, z))(batch, noise)
+    td, H = jnp.mean(td), jnp.mean(H, axis=0)
+    attention = controller.attention_loss(H)
+    metrics = {"td_loss": td, "attention_loss": attention, "entropy": H, "q_mean": jnp.mean(Q), "q_std": jnp.std(Q)}
+    return td + attention, (H, metrics | {"target_mean": jnp.mean(y)})
+
+
+def temperature_loss(
+    controller: AbstractEntropyController, H: Float[Array, "layers 2"]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Moves the temperatures."""
+    loss = controller.temperature_loss(H)
+    return loss, {"temperature_loss": loss, "alpha": controller.alpha()}
+
+
+def actor_loss(
+    actor: AbstractActor, critic: AbstractCritic, batch: Batch, noise: Noise, alpha_bc: float
+) -> tuple[Float[Array, ""], Metrics]:
+    r"""$\text{flow matching} + \alpha_{bc}\,\text{distillation} - Q$, means over the batch. Moves the flow and the policy."""
+    parts = jax.vmap(lambda row, z: actor.losses(critic, row.observations, row.actions, z))(batch, noise)
+    parts = jax.tree.map(jnp.mean, parts)
+    loss = parts.flow_matching + alpha_bc * parts.distillation - parts.q
+    return loss, {"flow_loss": parts.flow_matching, "distillation_loss": parts.distillation, "actor_q": parts.q}
+
+
+def schedule(peak: float, config: Config) -> optax.Schedule:
+    """Learning rate by update: from 1 % of `peak` up to it in `warmup` updates, then a cosine down to 10 %.
+
+    As in the reference, the cosine ends one warm-up before the last update (990,000 of 1,000,000), and the rate stays flat.
+    """
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.01 * peak,
+        peak_value=peak,
+        warmup_steps=config.warmup,
+        decay_steps=config.steps - config.warmup,
+        end_value=0.1 * peak,
+    )
+
+
+def optimisers(
+    config: Config,
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation, optax.GradientTransformation]:
+    """Of the critic, the temperatures and the actor."""
+    return (
+        optax.adamw(schedule(config.critic_lr, config), weight_decay=config.weight_decay, mask=decayed),
+        optax.adam(schedule(config.temperature_lr, config)),
+        optax.adamw(schedule(config.actor_lr, config), weight_decay=config.weight_decay, mask=decayed),
+    )
+
+
+def descend(
+    optimiser: optax.GradientTransformation, model: PyTree, grads: PyTree, state: optax.OptState
+) -> tuple[PyTree, optax.OptState]:
+    """One step of the optimiser."""
+    updates, state = optimiser.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+    return eqx.apply_updates(model, updates), state
+
+
+def polyak(online: AbstractCritic, target: AbstractCritic, tau: float) -> AbstractCritic:
+    r"""$\bar\theta \leftarrow \tau\,\theta + (1 - \tau)\,\bar\theta$."""
+    theta, _ = eqx.partition(online, eqx.is_inexact_array)
+    theta_bar, rest = eqx.partition(target, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda new, old: tau * new + (1 - tau) * old, theta, theta_bar), rest)
+
+
+def update(agent: Agent, batch: Batch, key: PRNGKeyArray) -> tuple[Agent, Metrics]:
+    """One update of TQL from one batch."""
+    noise = jax.vmap(lambda k: draw_noise(agent.actor.n_a, key=k))(jr.split(key, batch.rewards.shape[0]))
+    return update_with_noise(agent, batch, noise)
+
+
+def update_with_noise(agent: Agent, batch: Batch, noise: Noise) -> tuple[Agent, Metrics]:
+    """The same with the noise given: a deterministic function, every loss taken at the agent before the update."""
+    config = agent.config
+    of_critic, of_temperature, of_actor = optimisers(config)
+
+    (_, (H, critic_metrics)), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
+        agent.critic, agent.target_critic, agent.actor, agent.controller, batch, noise, config.discount
+    )
+    (_, temperature_metrics), controller_grads = eqx.filter_value_and_grad(temperature_loss, has_aux=True)(agent.controller, H)
+    (_, actor_metrics), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
+        agent.actor, agent.critic, batch, noise, config.actor.alpha_bc
+    )
+
+    critic, critic_state = descend(of_critic, agent.critic, critic_grads, agent.critic_state)
+    controller, controller_state = descend(of_temperature, agent.controller, controller_grads, agent.controller_state)
+    actor, actor_state = descend(of_actor, agent.actor, actor_grads, agent.actor_state)
+    # As in the reference, the target follows the critic from before this update.
+    target_critic = polyak(agent.critic, agent.target_critic, config.tau)
+
+    step = agent.step + 1
+    agent = Agent(critic, target_critic, actor, controller, critic_state, controller_state, actor_state, step, agent.key, config)
+    return agent, critic_metrics | temperature_metrics | actor_metrics
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_chunk(dataset_and_updates: tuple[Batch, int], agent: Agent) -> tuple[Agent, Metrics]:
+    """A number of updates in one `scan`; every metric is stacked over them. The agent passed in is consumed (donated).
+
+    Batches are drawn inside, uniformly with replacement, so nothing goes to the host within a chunk.
+    """
+    dataset, updates = dataset_and_updates
+    arrays, static = eqx.partition(agent, eqx.is_array)
+
+    def body(arrays: PyTree, _: None) -> tuple[PyTree, Metrics]:
+        agent = eqx.combine(arrays, static)
+        k_batch, k_update = jr.split(jr.fold_in(agent.key, agent.step))
+        agent, metrics = update(agent, sample(dataset, agent.config.batch_size, k_batch), k_update)
+        return eqx.filter(agent, eqx.is_array), metrics
+
+    arrays, metrics = jax.lax.scan(body, arrays, None, length=updates)
+    return eqx.combine(arrays, static), metrics
+
+
+CONTROLLERS = {
+    "none": NoControl,
+    "single": SingleTemperature,
+    "tql": TemperaturePerGroup,
+}
+
+
+def initialise(n_s: int, n_a: int, config: Config) -> Agent:
+    """A fresh agent for states of size `n_s` and actions of size `n_a`, determined by `config.seed`."""
+    k_critic, k_actor, k_training = jr.split(jr.key(config.seed), 3)
+    c = config.critic
+    critic = Critic(n_s, n_a, d_model=c.d_model, layers=c.layers, heads=c.heads, ensemble=c.ensemble, key=k_critic)
+    # A copy, since a donated array must have one owner.
+    target_critic = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, critic)
+    actor = make_actor(n_s, n_a, config, key=k_actor)
+    controller = make_controller(n_s, n_a, config)
+    states = (
+        optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+        for optimiser, model in zip(optimisers(config), (critic, controller, actor))
+    )
+    return Agent(critic, target_critic, actor, controller, *states, jnp.zeros((), int), k_training, config)
+
+
+def make_actor(n_s: int, n_a: int, config: Config, *, key: PRNGKeyArray) -> AbstractActor:
+    """The actor that `config.actor` asks for."""
+    if config.actor.kind == "dataset":
+        return DatasetActor(n_s, n_a)
+    return FlowActor(n_s, n_a, hidden=config.actor.hidden, flow_steps=config.actor.flow_steps, key=key)
+
+
+def make_controller(n_s: int, n_a: int, config: Config) -> AbstractEntropyController:
+    """The controller that `config.control` asks for. Raises `ValueError` unless the target has one pair per layer."""
+    target = config.control.target or default_target(n_s, n_a, config.critic.layers)
+    if len(target) != config.critic.layers:
+        raise ValueError(
+            f"the entropy target {target} has {len(target)} pairs for {config.critic.layers} layers; "
+            "give one pair ([VALUE], other tokens) per layer."
+        )
+    n = 1 + n_s + n_a
+    if config.control.kind == "fixed":
+        return FixedPenalty(target, n, config.control.coefficient)
+    return CONTROLLERS[config.control.kind](target, n)
