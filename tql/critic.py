@@ -15,20 +15,19 @@ from tql.tokenizer import AbstractTokenizer, ScalarTokenizer
 
 
 class AbstractCritic(eqx.Module):
-    """The seam for other critics. `ensemble` is K; Q is the mean over the K heads wherever one number is needed."""
+    """The seam for other critics. `n` is 1 + n_s + n_a; `ensemble` is K; Q is the mean over the K heads wherever one number is needed."""
 
-    n_s: eqx.AbstractVar[int]
-    n_a: eqx.AbstractVar[int]
+    n: eqx.AbstractVar[int]
     ensemble: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.ensemble}"]:
+    def __call__(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, " {self.ensemble}"]:
         """The K values of one pair (s, a), in units of discounted reward."""
         raise NotImplementedError
 
     @abc.abstractmethod
     def with_attention(
-        self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"]
+        self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]
     ) -> tuple[Float[Array, " {self.ensemble}"], Float[Array, "layers heads n n"]]:
         """The same values, and the attention logits of every layer, head, query and key."""
         raise NotImplementedError
@@ -62,8 +61,7 @@ class Critic(AbstractCritic):
     blocks: tuple[Block, ...]
     final_norm: eqx.nn.LayerNorm
     q_heads: tuple[QHead, ...]
-    n_s: int = eqx.field(static=True)
-    n_a: int = eqx.field(static=True)
+    n: int = eqx.field(static=True)
     ensemble: int = eqx.field(static=True)
 
     def __init__(
@@ -96,16 +94,16 @@ class Critic(AbstractCritic):
         )
         self.final_norm = eqx.nn.LayerNorm(d_model, eps=NORM_EPS)
         self.q_heads = tuple(QHead(d_model, key=k) for k in jr.split(k_heads, ensemble))
-        self.n_s, self.n_a, self.ensemble = n_s, n_a, ensemble
+        self.n, self.ensemble = 1 + n_s + n_a, ensemble
 
-    def __call__(self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.ensemble}"]:
+    def __call__(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, " {self.ensemble}"]:
         x = self.tokenizer(s, a)
         for block in self.blocks[:-1]:
             x, _ = block(x)
         return self.read_out(self.blocks[-1].first_row(x))
 
     def with_attention(
-        self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"]
+        self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]
     ) -> tuple[Float[Array, " {self.ensemble}"], Float[Array, "layers heads n n"]]:
         x = self.tokenizer(s, a)
         logits = []

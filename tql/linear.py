@@ -29,7 +29,8 @@ class Linear(eqx.Module):
         self.d_in, self.d_out = d_in, d_out
 
     def __call__(self, x: Float[Array, "*rows {self.d_in}"]) -> Float[Array, "*rows {self.d_out}"]:
-        return x @ self.weight.T + self.bias
+        bias = jnp.broadcast_to(self.bias, (*x.shape[:-1], self.d_out))
+        return x @ self.weight.T + bias
 
 
 def decayed(model: PyTree) -> PyTree[bool]:

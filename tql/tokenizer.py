@@ -14,19 +14,13 @@ from tql.linear import lecun_normal
 
 
 class AbstractTokenizer(eqx.Module):
-    """Turns one pair (s, a) into a sequence of tokens whose row 0 is `[VALUE]`."""
+    """Turns one pair (s, a) into `n` tokens, of which row 0 is `[VALUE]`; `n_s` and `n_a` may be any sizes that make `n`."""
 
-    n_s: eqx.AbstractVar[int]
-    n_a: eqx.AbstractVar[int]
+    n: eqx.AbstractVar[int]
     d_model: eqx.AbstractVar[int]
 
-    @property
-    def n(self) -> int:
-        """Number of tokens."""
-        return 1 + self.n_s + self.n_a
-
     @abc.abstractmethod
-    def __call__(self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"]) -> Float[Array, "{self.n} {self.d_model}"]:
+    def __call__(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, "{self.n} {self.d_model}"]:
         raise NotImplementedError
 
 
@@ -46,10 +40,9 @@ class ScalarTokenizer(AbstractTokenizer):
     w_a: Float[Array, " d_model"]
     b_a: Float[Array, " d_model"]
     e_a: Float[Array, " d_model"]
-    p: Float[Array, "n_s+n_a d_model"]
+    p: Float[Array, "n-1 d_model"]
     v: Float[Array, " d_model"]
-    n_s: int = eqx.field(static=True)
-    n_a: int = eqx.field(static=True)
+    n: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
 
     def __init__(self, n_s: int, n_a: int, d_model: int, *, key: PRNGKeyArray):
@@ -62,10 +55,10 @@ class ScalarTokenizer(AbstractTokenizer):
         self.e_a = 0.02 * jr.normal(k_ea, (d_model,))
         self.p = 0.02 * jr.normal(k_p, (n_s + n_a, d_model))
         self.v = 0.02 * jr.normal(k_v, (d_model,))
-        self.n_s, self.n_a, self.d_model = n_s, n_a, d_model
+        self.n, self.d_model = 1 + n_s + n_a, d_model
 
-    def __call__(self, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"]) -> Float[Array, "{self.n} {self.d_model}"]:
-        states = jnp.outer(s, self.w_s) + (self.b_s + self.e_s)
-        actions = jnp.outer(a, self.w_a) + (self.b_a + self.e_a)
+    def __call__(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, "{self.n} {self.d_model}"]:
+        states = jnp.outer(s, self.w_s) + (self.b_s + self.e_s)[None]
+        actions = jnp.outer(a, self.w_a) + (self.b_a + self.e_a)[None]
         tokens = jnp.concatenate([states, actions]) + self.p
         return jnp.concatenate([self.v[None], tokens])
