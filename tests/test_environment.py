@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
@@ -21,14 +22,23 @@ TELEPORT = Task.parse("pointmaze-teleport-navigate-singletask-task1-v0")
 N_A = {CUBE: 5, MAZE: 2, TELEPORT: 2}
 
 
+def simulator_state(environment):
+    """All of MuJoCo's state that the next steps can depend on, with the solver's warm start and the controls."""
+    inner = environment.unwrapped
+    model, data = inner.model, inner.data
+    state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return state
+
+
 def trajectory(environment, task, seed, steps):
-    """Everything that an episode shows, with actions that are a function of the seed."""
+    """Everything that an episode shows, and the hidden state at both ends, with actions that are a function of the seed."""
     actions = np.random.default_rng(seed).uniform(-1, 1, (steps, N_A[task])).astype(np.float32)
-    rows = [environment.reset(seed)]
+    rows = [environment.reset(seed), simulator_state(environment._environment)]
     for action in actions:
         observation, reward, ended, success = environment.step(action)
         rows.append(np.concatenate([observation, [reward, ended, success]]))
-    return np.concatenate(rows)
+    return np.concatenate([*rows, simulator_state(environment._environment)])
 
 
 @pytest.mark.parametrize("task", [CUBE, MAZE, TELEPORT], ids=lambda task: task.domain)
@@ -42,36 +52,46 @@ def test_an_episode_is_bitwise_the_same_first_or_later_in_its_environment(task):
 
 
 def test_ogbench_alone_is_not_reproducible_which_is_why_make_exists():
-    """OGBench's own environment gives two goals for one seed; ours gives one."""
+    """With one seed, OGBench's own environment gives two goals and two simulator states; ours gives one."""
 
-    def goals(environment):
-        ours = []
+    def resets(environment):
+        shown = []
         for _ in range(2):
             environment.action_space.seed(11)
-            ours.append(environment.reset(seed=11)[1]["goal"])
-        return ours
+            goal = environment.reset(seed=11)[1]["goal"]
+            shown.append((goal, simulator_state(environment)))
+        return shown
 
-    goal, again = goals(make(CUBE))
-    np.testing.assert_array_equal(goal, again)
+    (goal, state), (goal_again, state_again) = resets(make(CUBE))
+    np.testing.assert_array_equal(goal, goal_again)
+    np.testing.assert_array_equal(state, state_again)
     with pytest.warns(UserWarning, match="precision lowered"):
-        goal, again = goals(gymnasium.make(CUBE.env_name, disable_env_checker=True))
-    assert not np.array_equal(goal, again)
+        (goal, state), (goal_again, state_again) = resets(gymnasium.make(CUBE.env_name, disable_env_checker=True))
+    assert not np.array_equal(goal, goal_again)
+    assert not np.array_equal(state, state_again)
 
 
 def test_neighbours_in_one_process_do_not_share_numpys_generator():
-    """The teleporting maze draws its exit from NumPy's global generator while it steps."""
-    towards_teleport = np.array([0.0, 1.0], np.float32)
+    """The teleporting maze draws its exit from NumPy's global generator while it steps; here every episode is teleported."""
+    maze = make(TELEPORT).unwrapped
+    entrance = np.array(maze.ij_to_xy((4, 6)))
 
-    def xs(environments, seeds):
+    def xys(environments, seeds):
         rows = [[environment.reset(seed) for environment, seed in zip(environments, seeds, strict=True)]]
-        for _ in range(120):
-            rows.append([environment.step(towards_teleport)[0] for environment in environments])
+        for _ in range(400):
+            row = []
+            for environment, xy in zip(environments, rows[-1], strict=True):
+                aim = maze.get_oracle_subgoal(xy, entrance)[0] - xy
+                row.append(environment.step(np.clip(aim, -1, 1).astype(np.float32))[0])
+            rows.append(row)
         return np.array(rows)
 
     one, other = SeededEnvironment(TELEPORT), SeededEnvironment(TELEPORT)
-    together = xs([one, other], [2, 3])
-    np.testing.assert_array_equal(together[:, [0]], xs([one], [2]))
-    np.testing.assert_array_equal(together[:, [1]], xs([other], [3]))
+    together = xys([one, other], [2, 3])
+    jumps = np.linalg.norm(np.diff(together, axis=0), axis=-1) > 4
+    assert jumps.any(axis=0).all()
+    np.testing.assert_array_equal(together[:, [0]], xys([one], [2]))
+    np.testing.assert_array_equal(together[:, [1]], xys([other], [3]))
 
 
 def lockstep(workers, task=MAZE, size=5, steps=13):
@@ -154,7 +174,12 @@ print("script runs", flush=True)
 environments = Environments(Task.parse("pointmaze-medium-navigate-singletask-task1-v0"), size=2, workers=2)
 environments.reset([0, 1])
 print(*[process.pid for process in environments.processes], flush=True)
-{then}
+try:
+    {then}
+except KeyboardInterrupt:
+    time.sleep(0.5)  # the workers have had the signal too, if it was for them
+    environments.step(np.zeros((2, 2), np.float32), np.ones(2, bool))
+    print("steps after Ctrl-C", flush=True)
 """
 
 
@@ -192,7 +217,8 @@ def test_no_worker_outlives_its_parent(end, tmp_path):
         while any(map(alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(alive, workers))
-        assert parent.stdout.read() == "", "the workers ran the caller's script"
+        # And nothing else: the workers did not run the caller's script.
+        assert parent.stdout.read() == ("steps after Ctrl-C\n" if end == signal.SIGINT else "")
         stderr.seek(0)
         assert "SpawnProcess" not in stderr.read(), "a worker printed a traceback"
     parent.stdout.close()

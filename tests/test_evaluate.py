@@ -21,37 +21,50 @@ CUBE = Task.parse("cube-single-play-singletask-task1-v0")
 MAZE = Task.parse("pointmaze-medium-navigate-singletask-task1-v0")
 
 
-def waves_of_sines(n_a):
-    """A policy by hand: it depends on the observation, the episode and the step."""
+class Sines:
+    """A policy by hand, of the observation, the episode and the step. It keeps what it saw: trajectories, bit for bit."""
 
-    def policy(observations, episodes, step):
-        phase = observations.sum(axis=1, keepdims=True) + episodes[:, None] + 0.3 * step + np.arange(n_a)
+    def __init__(self, n_a):
+        self.n_a, self.seen = n_a, {}
+
+    def __call__(self, observations, episodes, step):
+        for observation, episode in zip(observations, episodes.tolist(), strict=True):
+            self.seen[episode, step] = observation.copy()
+        phase = observations.sum(axis=1, keepdims=True) + episodes[:, None] + 0.3 * step + np.arange(self.n_a)
         return np.sin(phase).astype(np.float32)
 
-    return policy
 
-
-def run(task=MAZE, n_a=2, **settings):
-    return run_episodes(waves_of_sines(n_a), task, **dict(seed=7, workers=1, progress=False) | settings)
+def run(task=MAZE, n_a=2, *, episodes, max_steps, **settings):
+    """The episodes, and every observation that the policy saw of them."""
+    policy = Sines(n_a)
+    settings = dict(seed=7, workers=1, progress=False, episodes=episodes, max_steps=max_steps) | settings
+    finished = run_episodes(policy, task, **settings)
+    return finished, np.stack([policy.seen[i, t] for i in range(episodes) for t in range(max_steps)])
 
 
 @pytest.mark.parametrize(("task", "n_a", "episodes", "wave", "steps"), [(MAZE, 2, 11, 5, 17), (CUBE, 5, 3, 2, 7)])
 def test_1_2_and_4_workers_give_the_same_episodes(task, n_a, episodes, wave, steps):
     runs = [run(task, n_a, episodes=episodes, wave=wave, max_steps=steps, workers=workers) for workers in (1, 2, 4)]
-    assert runs[0] == runs[1] == runs[2]
-    assert [episode.length for episode in runs[0]] == [steps] * episodes
-    assert len({episode.seed for episode in runs[0]}) == episodes
+    assert runs[0][0] == runs[1][0] == runs[2][0]
+    np.testing.assert_array_equal(runs[1][1], runs[0][1])
+    np.testing.assert_array_equal(runs[2][1], runs[0][1])
+    assert len(np.unique(runs[0][1], axis=0)) == episodes * steps, "no two observations alike, so that this says much"
+    assert [episode.length for episode in runs[0][0]] == [steps] * episodes
+    assert len({episode.seed for episode in runs[0][0]}) == episodes
 
 
 def test_an_episode_does_not_depend_on_how_many_there_are():
-    eleven = run(episodes=11, wave=5, max_steps=13)
-    assert run(episodes=3, wave=5, max_steps=13) == eleven[:3]
-    assert run(episodes=11, wave=5, max_steps=13, seed=8) != eleven
+    eleven, observations = run(episodes=11, wave=5, max_steps=13)
+    three, same_observations = run(episodes=3, wave=5, max_steps=13)
+    assert three == eleven[:3]
+    np.testing.assert_array_equal(same_observations, observations[: 3 * 13])
+    other, other_observations = run(episodes=3, wave=5, max_steps=13, seed=8)
+    assert other != three and not np.isin(other_observations, observations).any()
 
 
-def test_the_steps_of_the_environment_are_what_a_loop_by_hand_gives():
-    """Episode 3 (the second wave of 2) against OGBench stepped directly: return, length and success."""
-    policy, episode = waves_of_sines(2), 3
+def test_an_episode_is_what_a_loop_by_hand_gives():
+    """Episode 3 (the second wave of 2) against OGBench stepped directly."""
+    policy, episode = Sines(2), 3
     environment = SeededEnvironment(MAZE, max_episode_steps=19)
     observation = environment.reset(episode_seed(7, episode))
     total, length, ended = 0.0, 0, False
@@ -59,7 +72,9 @@ def test_the_steps_of_the_environment_are_what_a_loop_by_hand_gives():
         action = policy(observation[None].astype(np.float32), np.array([episode]), length)[0]
         observation, reward, ended, success = environment.step(action)
         total, length = total + reward, length + 1
-    assert run(episodes=4, wave=2, max_steps=19)[3] == Episode(episode_seed(7, episode), total, length, success)
+    finished, observations = run(episodes=4, wave=2, max_steps=19)
+    assert finished[3] == Episode(episode_seed(7, episode), total, length, success)
+    np.testing.assert_array_equal(observations[3 * 19 :], [policy.seen[3, t] for t in range(19)])
 
 
 class ScriptedEnvironments:
@@ -121,7 +136,8 @@ def test_success_is_that_of_the_last_step_and_waves_are_bounded(scripted, wave):
     assert [episode.seed for episode in episodes] == sum(scripted.resets, []) == [episode_seed(0, i) for i in range(6)]
     assert scripted.most_alive == min(wave, 6) and scripted.alive == 0
     assert {shape for shape, _ in shapes} == {(wave, 3)}, "one shape, so one compilation"
-    assert all(numbers[0] % wave == 0 and numbers == list(range(numbers[0], numbers[0] + wave)) for _, numbers in shapes)
+    waves = [list(range(first, first + wave)) for first in range(0, 6, wave)]
+    assert [numbers for i, (_, numbers) in enumerate(shapes) if i == 0 or shapes[i - 1][1] != numbers] == waves
 
 
 def test_the_protocols_defaults(scripted, monkeypatch):
@@ -166,7 +182,7 @@ def test_actions_that_cannot_be_used_name_the_episode_and_the_step():
 
 def test_no_episodes_is_an_error():
     with pytest.raises(ValueError, match="at least 1 episode"):
-        run(episodes=0)
+        run(episodes=0, max_steps=1)
 
 
 class NoisyLinear(eqx.Module):

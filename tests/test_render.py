@@ -15,8 +15,12 @@ CUBE = Task.parse("cube-single-play-singletask-task1-v0")
 MAZE = Task.parse("pointmaze-medium-navigate-singletask-task1-v0")
 
 
-def sines(n_a):
+def sines(n_a, seen=None):
+    """A policy by hand, of the observation, the episode and the step, which shows what it saw of episode 4."""
+
     def policy(observations, episodes, step):
+        if seen is not None and 4 in episodes:
+            seen.append(observations[episodes.tolist().index(4)].copy())
         phase = observations.sum(axis=1, keepdims=True) + episodes[:, None] + 0.3 * step + np.arange(n_a)
         return np.sin(phase).astype(np.float32)
 
@@ -46,9 +50,13 @@ def test_the_film_shows_the_robot_the_cube_and_motion(drawing, tmp_path):
 
 
 def test_the_film_is_the_episode_of_the_evaluation(drawing, tmp_path):
-    episodes = run_episodes(sines(2), MAZE, episodes=4, seed=3, wave=3, max_steps=11, workers=1, progress=False)
-    filmed = render(sines(2), MAZE, seed=3, episode=3, wave=3, out=tmp_path / "maze.gif", max_steps=11)
-    assert filmed == episodes[3]
+    settings = dict(seed=3, wave=3, max_steps=11)
+    evaluated, filmed = [], []
+    episodes = run_episodes(sines(2, evaluated), MAZE, episodes=5, workers=1, progress=False, **settings)
+    film = render(sines(2, filmed), MAZE, episode=4, out=tmp_path / "maze.gif", **settings)
+    assert film == episodes[4]
+    np.testing.assert_array_equal(filmed, evaluated)
+    assert len(np.unique(filmed, axis=0)) == 11
 
 
 def test_where_nothing_draws_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -32,8 +32,8 @@ def make(task: Task, **options: Any):
     """OGBench's environment of a single task; `options` go to `gymnasium.make` (`max_episode_steps`, `width`, ...).
 
     OGBench's manipulation environments build a fresh action space, seeded by the operating system, each time they are asked
-    for one, and draw from it while they reset: two resets with one seed then differ. Here every environment keeps one action
-    space, which `action_space.seed` seeds.
+    for one, and draw from it while they reset: with one seed, two resets differ in the goal's observation and in the
+    simulator's hidden state. Here every environment keeps one action space, which `action_space.seed` seeds.
     """
     with warnings.catch_warnings():
         # About float32 bounds of spaces and about a missing display; both concern nobody here.

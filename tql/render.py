@@ -62,7 +62,7 @@ def _check_format(out: Path) -> None:
 
 
 def _drawing_environments(task: Task, max_steps: int | None) -> Environments:
-    """An environment in a process whose OpenGL works: MuJoCo reads `MUJOCO_GL` when it is imported, so each try is a process."""
+    """An environment in a process whose OpenGL works. MuJoCo reads `MUJOCO_GL` on import, so each try is a process."""
     headless = ("egl", "osmesa") if platform.system() == "Linux" else ("",)
     wanted = os.environ.get("MUJOCO_GL")
     reasons = []
@@ -79,7 +79,7 @@ def _drawing_environments(task: Task, max_steps: int | None) -> Environments:
         except WorkerError as error:
             reasons.append(f"MUJOCO_GL={gl}: {str(error).strip().splitlines()[-1]}")
     raise RenderingUnavailable(
-        "no OpenGL that draws without a screen: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6), "
+        "no OpenGL that draws without a screen: apt-get install libegl1 libgl1 libgl1-mesa-dri (or libosmesa6), "
         f"or export MUJOCO_GL=glfw where there is a screen. Tried {'; '.join(reasons)}"
     )
 
