@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from tql import evaluate
 from tql.config import Task
-from tql.environment import SeededEnvironment, make
+from tql.environment import Environments, SeededEnvironment, make
 from tql.evaluate import Episode, act_on_wave, as_policy, episode_seed, record, recorded, run_episodes, summary, wilson
 
 CUBE = Task.parse("cube-single-play-singletask-task1-v0")
@@ -62,6 +62,17 @@ def test_an_episode_does_not_depend_on_how_many_there_are():
     assert other != three and not np.isin(other_observations, observations).any()
 
 
+def test_evaluations_that_share_environments_give_the_same_episodes():
+    alone = [run(episodes=7, wave=3, max_steps=13, seed=seed) for seed in (0, 1)]
+    with Environments(MAZE, size=3, workers=2, max_episode_steps=13) as shared:
+        for seed in (0, 1, 0):
+            finished, observations = run(episodes=7, wave=3, max_steps=13, seed=seed, environments=shared)
+            assert finished == alone[seed][0]
+            np.testing.assert_array_equal(observations, alone[seed][1])
+        with pytest.raises(ValueError, match="open environments are 3, the wave is 10"):
+            run(episodes=7, max_steps=13, environments=shared)
+
+
 def test_an_episode_is_what_a_loop_by_hand_gives():
     """Episode 3 (the second wave of 2) against OGBench stepped directly."""
     policy, episode = Sines(2), 3
@@ -77,7 +88,7 @@ def test_an_episode_is_what_a_loop_by_hand_gives():
     np.testing.assert_array_equal(observations[3 * 19 :], [policy.seen[3, t] for t in range(19)])
 
 
-class ScriptedEnvironments:
+class ScriptedEnvironments(Environments):
     """Stands for `Environments`: episode i plays `plays[i]`, a list of successes; the reward of a step is its number."""
 
     plays = [[True, False, False], [False, True], [False] * 5, [True], [True, True, False, True], [False, True, False]]

@@ -4,6 +4,7 @@ OGBench's protocol (paper, section 5): 50 episodes; an episode ends when the tas
 success is `info["success"]` of its last step.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -51,39 +52,54 @@ def run_episodes(
     wave: int = 10,
     max_steps: int | None = None,
     progress: bool = True,
+    environments: Environments | None = None,
 ) -> list[Episode]:
     """Runs `episodes` episodes in waves of `wave`, which take that many environments (about 0.2 GB each) and no more.
 
     Episode i is the same for any number of workers and of episodes: its seed comes from `seed` and i, and the policy always
     sees `wave` rows (padded where episodes have ended), so one compiled function computes every action. `max_steps` replaces
-    OGBench's step limit, for tests. Raises `ValueError` for a policy that gives no usable action and `WorkerError` where an
-    environment fails.
+    OGBench's step limit, for tests. Evaluations can share open `environments` (`wave` of this task), which take seconds to
+    start. Raises `ValueError` for a policy that gives no usable action and `WorkerError` where an environment fails.
     """
     if episodes < 1 or wave < 1:
         raise ValueError(f"at least 1 episode and a wave of 1 are needed, not episodes={episodes} and wave={wave}.")
+    if environments and environments.size != wave:
+        raise ValueError(f"the open environments are {environments.size}, the wave is {wave}: they have to be as many.")
     seeds = [episode_seed(seed, episode) for episode in range(episodes)]
-    size = min(wave, episodes)
     finished = []
     bar = tqdm(total=episodes, desc=f"evaluate {task.env_name}", unit="episode", disable=not progress)
-    with bar, Environments(task, size=size, workers=workers, max_episode_steps=max_steps) as environments:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
+        if environments is None:
+            size = min(wave, episodes)
+            environments = stack.enter_context(
+                Environments(task, size=size, workers=workers, max_episode_steps=max_steps)
+            )
         for first in range(0, episodes, wave):
-            observations = environments.reset(seeds[first : first + wave])
-            running = first + np.arange(size) < episodes
-            total_rewards, lengths, successes = np.zeros(size), np.zeros(size, int), np.zeros(size, bool)
-            step = 0
-            while running.any():
-                actions = act_on_wave(policy, observations, first + np.arange(size), step, wave)
-                observations, rewards, ended, success = environments.step(actions, running)
-                total_rewards += rewards
-                lengths += running
-                successes = np.where(running, success, successes)  # each step overwrites: the last one stays
-                bar.update(int((running & ended).sum()))
-                running &= ~ended
-                step += 1
-            records = zip(seeds[first : first + wave], total_rewards.tolist(), lengths.tolist(), successes.tolist())
-            finished += [Episode(*record) for record in records]
+            finished += _run_wave(policy, environments, seeds[first : first + wave], first, wave, bar)
             bar.set_postfix(solved=sum(episode.success for episode in finished))
     return finished
+
+
+def _run_wave(
+    policy: Policy, environments: Environments, seeds: Sequence[int], first: int, wave: int, bar: tqdm
+) -> list[Episode]:
+    """Episodes number `first`, `first + 1`, ..., one per seed, side by side until the last of them ends."""
+    size = environments.size
+    observations = environments.reset(seeds)
+    running = np.arange(size) < len(seeds)
+    total_rewards, lengths, successes = np.zeros(size), np.zeros(size, int), np.zeros(size, bool)
+    step = 0
+    while running.any():
+        actions = act_on_wave(policy, observations, first + np.arange(size), step, wave)
+        observations, rewards, ended, success = environments.step(actions, running)
+        total_rewards += rewards
+        lengths += running
+        successes = np.where(running, success, successes)  # each step overwrites: the last one stays
+        bar.update(int((running & ended).sum()))
+        running &= ~ended
+        step += 1
+    return [Episode(*record) for record in zip(seeds, total_rewards.tolist(), lengths.tolist(), successes.tolist())]
 
 
 def act_on_wave(
