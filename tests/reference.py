@@ -364,7 +364,7 @@ def glorot_uniform_std(fan_in: int, fan_out: int) -> float:
 def init_critic(
     rng: np.random.Generator, *, n_s: int, n_a: int, d_model: int, heads: int, layers: int, ensemble: int
 ) -> Params:
-    """Every leaf of a critic by name. All are drawn away from 0 and 1, so that no term can vanish in a test."""
+    """Every leaf of a critic by name, all drawn: no bias is 0 and no scale 1, so that no term can vanish in a test."""
     d, d_head = d_model, d_model // heads
     shapes = {f"{kind}_projection": (1, d) for kind in ("state", "action")}
     for i in range(layers):
@@ -382,18 +382,6 @@ def init_critic(
     for name in ["final_norm"] + [f"block{i}/{norm}" for i in range(layers) for norm in ("attn_norm", "mlp_norm")]:
         p[f"{name}/scale"] = rng.uniform(0.5, 1.5, size=d)
         p[f"{name}/bias"] = rng.normal(size=d) * 0.3
-    return p
-
-
-def init_actor(rng: np.random.Generator, *, n_in: int, hidden: tuple[int, ...], n_a: int) -> Params:
-    """As `init_critic`, for either actor: n_in = n_s + n_a for the one-step policy, one more (t) for the flow."""
-    p, sizes = {}, (n_in, *hidden, n_a)
-    for i, shape in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        p[f"layer{i}/kernel"] = rng.normal(size=shape) * glorot_uniform_std(*shape)
-        p[f"layer{i}/bias"] = rng.normal(size=shape[1]) * 0.3
-    for i, size in enumerate(hidden):
-        p[f"norm{i}/scale"] = rng.uniform(0.5, 1.5, size=size)
-        p[f"norm{i}/bias"] = rng.normal(size=size) * 0.3
     return p
 
 
