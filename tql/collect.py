@@ -33,11 +33,13 @@ from tql.validate import MIN_ROWS, Files, read_pair, sha256, versions
 SPLITS = ("train", "validation")
 
 EXPECTED = {
-    "play": {"cube": 0.95, "button": 0.95, "drawer": 0.5, "window": 0.5},
-    "noisy": {"cube": 0.5, "button": 0.8, "drawer": 0.3, "window": 0.3},
-    "navigate": {"goal": 0.7},
+    "play": {"cube": 0.85, "button": 0.95, "drawer": 0.6, "window": 0.6},
+    "noisy": {"cube": 0.7, "button": 0.9, "drawer": 0.6, "window": 0.6},
+    "navigate": {"goal": 0.95},
 }
-"""Least share of its targets that a scripted policy reaches. Drawers and windows may be locked when they are the target."""
+"""Least share of its targets that a scripted policy reaches, by kind of data. Measured over 6 episodes of each domain: play: cubes
+.97 to 1 in cube-single and the scene, .89 to .91 where there are more; buttons 1; drawers and windows, which may be locked, .77 to
+.83. noisy: cubes .78 (quadruple) to .93 (single), buttons .98 to 1, drawers and windows .79 to .83."""
 
 
 def official_episodes(task: Task) -> int:
@@ -147,7 +149,9 @@ def download(task: Task, out: Path) -> Path:
     _free_files(task, out)
     with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
         try:
-            ogbench.download_datasets([task.dataset_name], folder)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # the downloader leaves closing its files to Python
+                ogbench.download_datasets([task.dataset_name], folder)
         except OSError as error:  # urllib's errors are OSErrors
             raise ConnectionError(
                 f"OGBench's server did not give {task.dataset_name} ({error}); make it here with: python -m tql data {task.dataset_name}"

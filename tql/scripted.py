@@ -56,19 +56,12 @@ class AbstractScript(abc.ABC):
     def after(self, info: dict[str, Any], ended: bool) -> list[tuple[str, bool]]:
         """Sets a new target where the old one is done with; the old one, and whether it was reached."""
 
-    def seeded_reset(self, seed: np.random.SeedSequence) -> tuple[Float[np.ndarray, " n_s"], dict[str, Any]]:
-        """The start that belongs to this seed, in all three generators: NumPy's global one, the environment's, the actions'."""
+    def episode(self, seed: np.random.SeedSequence) -> Episode:
+        """The episode that belongs to this seed. It ends at the environment's step limit only."""
         for_environment, for_actions, for_numpy = seed.generate_state(3).tolist()
         self.action_space.seed(for_actions)
-        np.random.seed(for_numpy)
-        return self.reset(for_environment)
-
-    def episode(self, seed: np.random.SeedSequence) -> Episode:
-        """A whole episode. It ends at the environment's step limit only."""
-        # The model keeps some of the last episode (the damping of a locked drawer, targets), and MuJoCo's first forward pass
-        # of a reset sees it. The first reset leaves what belongs to this seed, so that the second starts from the seed alone.
-        self.seeded_reset(seed)
-        observation, info = self.seeded_reset(seed)
+        np.random.seed(for_numpy)  # the policies draw from the global generator
+        observation, info = self.reset(for_environment)
         episode, ended = Episode(), False
         while not ended:
             action = np.clip(self.act(observation, info), -1, 1)
@@ -179,6 +172,8 @@ class NavigateScript(AbstractScript):
     """Pointmaze `navigate` data: along the shortest path to a random cell, with noise; then to the next cell."""
 
     noise = 0.5
+    patience = 1000
+    """Steps after which an episode's last goal, if still ahead, counts as missed; every path is shorter."""
 
     def __init__(self, task: Task, steps: int):
         self._make(task, steps)
@@ -187,6 +182,7 @@ class NavigateScript(AbstractScript):
     def reset(self, seed: int) -> tuple[Float[np.ndarray, " n_s"], dict[str, Any]]:
         start = self.cells[np.random.randint(len(self.cells))]
         goal = self.goals[np.random.randint(len(self.goals))]
+        self.steps = 0
         return self.environment.reset(seed=seed, options={"task_info": {"init_ij": start, "goal_ij": goal}})
 
     def act(self, observation: Float[np.ndarray, " n_s"], info: dict[str, Any]) -> Float[np.ndarray, " n_a"]:
@@ -196,8 +192,10 @@ class NavigateScript(AbstractScript):
         return direction + np.random.normal(0, self.noise, direction.shape)
 
     def after(self, info: dict[str, Any], ended: bool) -> list[tuple[str, bool]]:
+        self.steps += 1
         if not info["success"]:
-            return [("goal", False)] if ended else []
+            return [("goal", False)] if ended and self.steps >= self.patience else []
+        self.steps = 0
         self.environment.unwrapped.set_goal(self.goals[np.random.randint(len(self.goals))])
         return [("goal", True)]
 

@@ -178,13 +178,14 @@ def _all_rows(
 
 
 def _in_maze(file: Path, xy: Shaped[np.ndarray, "_ 2"], maze: Any, task: Task) -> None:
-    """Mazes have equal sizes of arrays; only the walls tell them apart."""
-    cells = np.array([maze.xy_to_ij(position) for position in np.unique(np.round(xy, 1), axis=0)])
-    inside = (cells >= 0).all(axis=1) & (cells < maze.maze_map.shape).all(axis=1)
-    walls = np.ones(len(cells), bool)
-    walls[inside] = maze.maze_map[tuple(cells[inside].T)] != 0
-    if walls.any():
-        raise DatasetError(f"{file}: array 'qpos' has positions inside the walls of {task.domain}: is it a dataset of another maze?")
+    """Mazes have arrays of equal sizes; only the walls tell them apart."""
+    offset = np.array([maze._offset_y, maze._offset_x])
+    cells = np.floor((xy[:, ::-1] + offset) / maze._maze_unit + 0.5).astype(int)  # OGBench's `xy_to_ij`
+    inside = ((cells >= 0) & (cells < maze.maze_map.shape)).all(axis=1)
+    free = inside & (maze.maze_map[tuple(np.where(inside[:, None], cells, 0).T)] == 0)
+    if not free.all():
+        row = int(free.argmin())
+        raise DatasetError(f"{file}: array 'qpos', row {row}: {xy[row]} is in a wall of {task.domain}: is it a dataset of another maze?")
 
 
 def sha256(file: Path) -> str:
@@ -206,7 +207,7 @@ def check_manifest(task: Task, files: Files) -> None:
         return
     try:
         manifest = json.loads(files.manifest.read_text(encoding="utf-8"))
-        name, sums, made_with = manifest["dataset"], manifest["sha256"], manifest["versions"]
+        name, sums, made_with = manifest["dataset"], manifest["sha256"], dict(manifest["versions"])
         expected = {file: sums[file.name] for file in (files.train, files.validation)}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DatasetError(f"{files.manifest}: not a dataset's manifest ({error!r}); delete it to use the dataset unchecked.") from error
