@@ -40,7 +40,7 @@ CONFIG = Config(
     critic=CriticConfig(d_model=D_MODEL, layers=LAYERS, heads=HEADS, ensemble=ENSEMBLE),
     actor=ActorConfig(hidden=HIDDEN, alpha_bc=10.0),
     control=ControlConfig(target=TARGET),
-    log_every=1,
+    updates_per_call=1,
 )
 EXACT = dict(rtol=1e-12, atol=1e-12)
 SLOPE = dict(rtol=1e-7, atol=1e-8)
