@@ -10,12 +10,12 @@ import os
 from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-_WITHOUT_JAX = ("tql.config", "tql.collect", "tql.validate", "tql.environment", "tql.render")
+_WITHOUT_JAX = ("tql.config", "tql.collect", "tql.scripted", "tql.validate", "tql.environment")
 """Modules that run in the simulator's worker processes too. jaxtyping's hook loads jax; plain beartype does not."""
 
 _WITH_JAX = (
     *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
-    *("tql.data", "tql.loop", "tql.evaluate", "tql.checkpoint", "tql.analysis", "tql.bench"),
+    *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench"),
 )
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from tyro.conf import Positional
+
 DOMAINS = {
     "play": ("cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
     "noisy": ("cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
@@ -110,7 +112,7 @@ class ControlConfig:
 class Config:
     """Every setting of a run. The defaults are the paper's for cube-double at its smallest size."""
 
-    task: str
+    task: Positional[str]
     """OGBench's name of a single task, for example cube-double-play-singletask-task2-v0."""
     seed: int = 0
     """One seed determines the run: initialisation, batches, noise and evaluation."""
@@ -135,24 +137,29 @@ class Config:
     critic: CriticConfig = CriticConfig()
     actor: ActorConfig = ActorConfig()
     control: ControlConfig = ControlConfig(target=((3.0, 3.0), (2.5, 2.5)))
+    updates_per_call: int = 50
+    """Updates per compiled chunk; must divide steps and the three intervals below. A signal is obeyed between chunks."""
     log_every: int = 1000
-    """Updates per compiled chunk; metrics are written after each. Must divide steps, checkpoint_every and evaluate_every."""
+    """Updates between two lines of metrics, each a mean over the last chunk."""
     checkpoint_every: int = 10_000
     """Updates between checkpoints."""
     evaluate_every: int = 100_000
     """Updates between evaluations; there is always one at the end."""
     episodes: int = 50
     """Episodes per evaluation."""
+    dataset_episodes: int | None = None
+    """Episodes to generate (a tenth more for validation) where the dataset is missing; OGBench's official number unless given."""
 
     def __post_init__(self):
         """Raises `ValueError` for settings that cannot be run."""
         Task.parse(self.task)
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every", "episodes"):
+        intervals = ("steps", "log_every", "checkpoint_every", "evaluate_every")
+        for name in (*intervals, "updates_per_call", "batch_size", "episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("steps", "checkpoint_every", "evaluate_every"):
-            if getattr(self, name) % self.log_every:
-                raise ValueError(f"log_every {self.log_every} does not divide {name} {getattr(self, name)}; choose one that does.")
+        for name in intervals:
+            if getattr(self, name) % self.updates_per_call:
+                raise ValueError(f"{name} {getattr(self, name)} is no multiple of updates_per_call {self.updates_per_call}; make it one.")
         if not 0 <= self.discount < 1 or not 0 < self.tau <= 1:
             raise ValueError(f"discount {self.discount} must lie in [0, 1) and tau {self.tau} in (0, 1].")
         if self.steps <= 2 * self.warmup:
@@ -215,8 +222,12 @@ def cpu_flow(task: str) -> Config:
 
 
 PRESETS: dict[str, Callable[[str], Config]] = {
+    "cpu": cpu_flow,
     "cpu-sarsa": cpu_sarsa,
     "cpu-flow": cpu_flow,
     **{f"paper-{size}": partial(paper, size=size) for size in SIZES},
 }
 """Settings by name, each a function of the task."""
+
+EXPECTED: dict[tuple[str, str], str] = {}
+"""What a preset was measured to give on a task, with machine, seeds and spread: printed beside a user's own result."""

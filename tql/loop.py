@@ -1,5 +1,7 @@
 r"""TQL on one screen: the agent's state, its three losses, one update, and a chunk of updates in one compiled `scan`."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -191,20 +193,34 @@ CONTROLLERS = {
 }
 
 
+class SeedKeys(NamedTuple):
+    """The keys that one seed stands for, each for one use."""
+
+    critic: PRNGKeyArray
+    actor: PRNGKeyArray
+    training: PRNGKeyArray
+    evaluation: PRNGKeyArray
+
+
+def seed_keys(seed: int) -> SeedKeys:
+    """All randomness of a run outside the simulator."""
+    return SeedKeys(*jr.split(jr.key(seed), 4))
+
+
 def initialise(n_s: int, n_a: int, config: Config) -> Agent:
     """A fresh agent for states of size `n_s` and actions of size `n_a`, determined by `config.seed`."""
-    k_critic, k_actor, k_training = jr.split(jr.key(config.seed), 3)
+    keys = seed_keys(config.seed)
     c = config.critic
-    critic = Critic(n_s, n_a, d_model=c.d_model, layers=c.layers, heads=c.heads, ensemble=c.ensemble, key=k_critic)
+    critic = Critic(n_s, n_a, d_model=c.d_model, layers=c.layers, heads=c.heads, ensemble=c.ensemble, key=keys.critic)
     # A copy, since a donated array must have one owner.
     target_critic = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, critic)
-    actor = make_actor(n_s, n_a, config, key=k_actor)
+    actor = make_actor(n_s, n_a, config, key=keys.actor)
     controller = make_controller(n_s, n_a, config)
     states = (
         optimiser.init(eqx.filter(model, eqx.is_inexact_array))
         for optimiser, model in zip(optimisers(config), (critic, controller, actor))
     )
-    return Agent(critic, target_critic, actor, controller, *states, jnp.zeros((), int), k_training, config)
+    return Agent(critic, target_critic, actor, controller, *states, jnp.zeros((), int), keys.training, config)
 
 
 def make_actor(n_s: int, n_a: int, config: Config, *, key: PRNGKeyArray) -> AbstractActor:

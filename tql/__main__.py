@@ -1,0 +1,213 @@
+"""The command line: `python -m tql COMMAND`, or `tql COMMAND`. jax and the simulator load only when a command needs them."""
+
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from tql.config import EXPECTED, PRESETS, Config, Task
+
+
+@dataclass(frozen=True)
+class Data:
+    """Make a dataset with OGBench's scripted policies, without a download (or take over a file, or download the official one)."""
+
+    task: Positional[str]
+    """OGBench's name, for example cube-single-play-v0; a single task's name makes the dataset that it shares."""
+    episodes: int | None = None
+    """Episodes of 1001 environment steps, and a tenth more for validation; OGBench's official number unless given."""
+    seed: int = 0
+    """One seed makes the dataset, whatever the number of workers."""
+    workers: int = 2
+    """Processes that simulate, about 0.3 GB of memory each."""
+    out: Path = Path("data")
+    """Directory for NAME.npz, NAME-val.npz and NAME.json (the manifest); existing files are never overwritten."""
+    source: Annotated[Path | None, arg(name="from")] = None
+    """Check and take over this .npz file (with its -val.npz beside it) instead of simulating."""
+    download: bool = False
+    """Download OGBench's official file instead of simulating; the only option that uses the internet."""
+
+    def __call__(self) -> None:
+        from tql import collect
+
+        task = Task.parse(self.task)
+        if self.source is not None:
+            path = collect.adopt(task, self.source, self.out)
+        elif self.download:
+            path = collect.download(task, self.out)
+        else:
+            path = collect.collect(task, episodes=self.episodes, seed=self.seed, workers=self.workers, out=self.out)
+        print(f"dataset {path}, manifest {path.with_suffix('.json')}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train TQL on a task, evaluate it in the real environment and plot the run."""
+
+    config: Annotated[Config, arg(name="")]
+    preset: str = "cpu"
+    """Where the settings start from; any other option overrides one of them: cpu, overnight, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
+    out: Path | None = None
+    """Run directory; runs/TASK-PRESET-SEED unless given."""
+    data: Path | None = None
+    """Dataset in OGBench's format; data/NAME.npz unless given, and generated if that is missing."""
+    resume: bool = False
+    """Continue the run in --out with its own settings, bitwise as if it had not stopped."""
+    workers: int = 2
+    """Processes that simulate, for generation and evaluation."""
+
+    def __call__(self) -> None:
+        task = Task.parse(self.config.task)
+        run = self.out or Path("runs") / f"{task.single_task_name}-{self.preset}-seed{self.config.seed}"
+        dataset = self.data or Path("data") / f"{task.dataset_name}.npz"
+        from tql import run as runs
+
+        if self.resume:
+            agent, data = runs.resume(run, self.config if self.changed() else None)
+        else:
+            if self.data is None and not dataset.exists():
+                print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
+                episodes = self.config.dataset_episodes
+                Data(task.dataset_name, episodes=episodes, workers=self.workers, out=dataset.parent)()
+            agent, data = runs.start(self.config, dataset, run)
+        print(f"run directory {run}; compiling ...", flush=True)
+        agent = runs.train(agent, data, run, workers=self.workers)
+        self.report(run, agent)
+
+    def changed(self) -> bool:
+        """Whether a setting was given on the command line."""
+        return self.config != PRESETS[self.preset](self.config.task)
+
+    def report(self, run: Path, agent) -> None:
+        """What came out, where it is, and what to expect."""
+        from tql.evaluate import recorded, summary
+        from tql.plot import plot
+        from tql.run import episodes_of
+
+        print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}\nepisodes: {run / 'evaluation.jsonl'}")
+        for policy, label in (("policy", "one-step policy"), ("behaviour", "behaviour flow alone")):
+            if episodes := episodes_of(recorded(run / "evaluation.jsonl"), int(agent.step), policy):
+                print(f"{label}: {summary(episodes)}")
+        if expected := EXPECTED.get((self.preset, agent.config.task)):
+            print(f"what to expect: {expected}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the newest checkpoint of a run in the real environment; adds to its evaluation.jsonl."""
+
+    run: Positional[Path]
+    """Run directory."""
+    episodes: int = 50
+    """Episodes per policy."""
+    workers: int = 2
+    """Processes that simulate; the results do not depend on them."""
+
+    def __call__(self) -> None:
+        from tql import run as runs
+        from tql.evaluate import summary
+
+        agent = runs.trained_agent(self.run)
+        for policy, episodes in runs.evaluate(agent, self.run, episodes=self.episodes, workers=self.workers).items():
+            print(f"{policy} at update {int(agent.step)}: {summary(episodes)}")
+
+
+@dataclass(frozen=True)
+class Render:
+    """Film one episode of a run's newest checkpoint, without a screen."""
+
+    run: Positional[Path]
+    """Run directory."""
+    out: Path | None = None
+    """A .gif or .mp4 file; RUN/episode.gif unless given."""
+    episode: int = 0
+    """Number of the episode in the run's evaluation."""
+    policy: str = "policy"
+    """policy (the one-step policy) or behaviour (the flow that imitates)."""
+
+    def __call__(self) -> None:
+        from tql import run as runs
+        from tql.render import render
+
+        agent = runs.trained_agent(self.run)
+        out = self.out or self.run / "episode.gif"
+        task = Task.parse(agent.config.task)
+        film = render(runs.wave_policy(agent, self.policy), task, seed=agent.config.seed, out=out, episode=self.episode)
+        print(f"{out}: {film.length} steps, return {film.total_reward:g}, {'solved' if film.success else 'not solved'}")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a run: losses, entropy and temperatures against their targets, Q, success."""
+
+    run: Positional[Path]
+    """Run directory."""
+
+    def __call__(self) -> None:
+        from tql.plot import plot
+
+        print(plot(self.run))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure updates per second on this machine, beside the same update in a plain Python loop."""
+
+    d_model: tuple[int, ...] = (64, 128, 256, 512)
+    """Critic widths."""
+    batch_size: tuple[int, ...] = (64, 256)
+    """Transitions per update."""
+    repeats: int = 3
+    """Alternating measurements of both loops; medians are printed."""
+    seconds: float = 4.0
+    """Least time per measurement."""
+
+    def __call__(self) -> None:
+        from tql.bench import bench
+
+        bench(self.d_model, self.batch_size, self.repeats, self.seconds)
+
+
+def train_defaults(arguments: list[str]) -> Train:
+    """The settings of the task (the first argument) and of the preset that `--preset` names; raises `ValueError` for wrong names."""
+    task = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if task is None and not {"-h", "--help"} & set(arguments):
+        raise ValueError("give the task first: tql train TASK [options], for example tql train cube-double-play-singletask-task2-v0.")
+    preset = Train.preset
+    for option, value in zip(arguments, [*arguments[1:], ""]):
+        if option == "--preset":
+            preset = value
+        elif option.startswith("--preset="):
+            preset = option.removeprefix("--preset=")
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
+    return Train(PRESETS[preset](task or "cube-double-play-singletask-v0"), preset=preset)
+
+
+COMMANDS = {"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "bench": Bench}
+
+
+def main() -> None:
+    """Runs the command in `sys.argv`; errors that a user can mend are one line on stderr and exit status 1."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["train"]:
+            tyro.cli(Train, args=arguments[1:], prog="tql train", default=train_defaults(arguments[1:]))()
+        else:
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="tql", args=arguments)()
+    except KeyboardInterrupt:
+        sys.exit("tql: interrupted.")
+    except Exception as error:
+        # Errors that tql raises itself, and those of files, are messages to the user; any other is a defect and shows where.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent
+        if raised_in == Path(__file__).parent or isinstance(error, OSError):
+            sys.exit(f"tql: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""A run on disk: its settings, metrics, checkpoints and episodes; started, continued, interrupted, evaluated.
+
+    runs/<name>/config.json         every setting, the dataset and its checksum, versions, device
+    runs/<name>/metrics.jsonl       one line per `log_every` updates; steps strictly increase, also after a kill and a resume
+    runs/<name>/evaluation.jsonl    one line per episode
+    runs/<name>/step-*.checkpoint   the whole state of training, the newest two
+"""
+
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from tqdm import tqdm
+
+from tql import checkpoint
+from tql.config import ActorConfig, Config, ControlConfig, CriticConfig, Task
+from tql.data import Batch, load
+from tql.environment import WorkerError
+from tql.evaluate import Episode, Policy, as_policy, record, recorded, run_episodes
+from tql.flow_actor import AbstractActor, FlowActor
+from tql.loop import Agent, initialise, seed_keys, train_chunk
+from tql.validate import sha256
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunError(RuntimeError):
+    """A run that cannot be started, continued or used; the message says why and what to do."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C arrived; the state is saved."""
+
+
+class Diverged(RunError):
+    """A loss or a weight became NaN or Inf; the message says which, at which update."""
+
+
+# ---- the directory ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `config.json` says of a run."""
+
+    config: Config
+    dataset: Path
+    dataset_sha256: str
+    target: tuple[tuple[float, float], ...]
+    """The entropy target in force, in nats, also where the configuration leaves it to the default."""
+
+
+def write_settings(run: Path, agent: Agent, dataset: Path) -> None:
+    """Everything that determines the run, and what it ran on."""
+    packages = ("jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
+    content = {
+        "config": asdict(agent.config),
+        "dataset": {"file": str(dataset.resolve()), "sha256": sha256(dataset)},
+        "target": agent.controller.target,
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "device": jax.devices()[0].device_kind,
+    }
+    _write_whole(run / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def read_settings(run: Path) -> Settings:
+    """Raises `RunError` if `run` is no run directory."""
+    try:
+        content = json.loads((run / "config.json").read_text())
+        target = tuple(tuple(pair) for pair in content["target"])
+        return Settings(
+            config_from_dict(content["config"]), Path(content["dataset"]["file"]), content["dataset"]["sha256"], target
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{run}: holds no run of tql (no config.json); give the directory that train wrote with --out.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run / 'config.json'}: is damaged or of another version of tql ({error}).") from error
+
+
+def config_from_dict(content: dict) -> Config:
+    """The inverse of `dataclasses.asdict` after a trip through JSON."""
+    control = content["control"]
+    target = None if control["target"] is None else tuple(tuple(pair) for pair in control["target"])
+    return Config(
+        **content
+        | {
+            "critic": CriticConfig(**content["critic"]),
+            "actor": ActorConfig(**content["actor"] | {"hidden": tuple(content["actor"]["hidden"])}),
+            "control": ControlConfig(**control | {"target": target}),
+        }
+    )
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Settings that differ, as `name: ours instead of theirs`."""
+    found = []
+    for field in fields(ours):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if is_dataclass(a):
+            found += [f"{field.name}.{line}" for line in differences(a, b)]
+        elif a != b:
+            found.append(f"{field.name}: {a} instead of {b}")
+    return found
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(run.glob("step-*.checkpoint"), reverse=True)
+
+
+def newest_agent(run: Path, config: Config) -> Agent | None:
+    """From the newest checkpoint that is whole; a damaged one is named on stderr and passed over. None if there is none."""
+    for path in checkpoints(run):
+        try:
+            return checkpoint.load(path, config)
+        except checkpoint.CheckpointError as error:
+            print(f"refused: {error}", file=sys.stderr)
+    return None
+
+
+def _save(run: Path, agent: Agent) -> None:
+    weights = jax.tree.leaves(eqx.filter((agent.critic, agent.actor, agent.controller), eqx.is_inexact_array))
+    if not all(bool(jnp.all(jnp.isfinite(x))) for x in weights):
+        raise Diverged(f"a weight is NaN or Inf at update {int(agent.step)}; the last good checkpoint is kept: {_last(run)}.")
+    checkpoint.save(run / f"step-{int(agent.step):09d}.checkpoint", agent)
+    for old in checkpoints(run)[KEPT_CHECKPOINTS:]:
+        old.unlink()
+
+
+def _last(run: Path) -> str:
+    return next((str(path) for path in checkpoints(run)), "none yet")
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The whole lines of `metrics.jsonl`; a last line torn by a kill is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]
+
+
+def _forget_after(run: Path, step: int) -> None:
+    """Drops metrics of updates that the resumed run makes again."""
+    kept = [line for line in read_metrics(run) if line["step"] <= step]
+    _write_whole(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------------
+
+
+def start(config: Config, dataset: Path, run: Path) -> tuple[Agent, Batch]:
+    """A fresh agent and its data; makes the run directory. Raises `RunError` if there is something in it."""
+    if run.exists() and any(run.iterdir()):
+        raise RunError(f"{run}: exists and is not empty; continue it with --resume or choose another directory with --out.")
+    data, _ = load(Task.parse(config.task), dataset)
+    agent = initialise(data.observations.shape[1], data.actions.shape[1], config)
+    run.mkdir(parents=True, exist_ok=True)
+    write_settings(run, agent, dataset)
+    return agent, data
+
+
+def resume(run: Path, asked: Config | None) -> tuple[Agent, Batch]:
+    """The agent of the newest whole checkpoint, or a fresh one if none was written, and the data it was trained on.
+
+    Raises `RunError` if the dataset is not the same file any more, or if `asked` (settings from the command line) differs.
+    """
+    settings = read_settings(run)
+    if asked is not None and (found := differences(asked, settings.config)):
+        raise RunError(f"{run}: was started with other settings ({'; '.join(found)}); leave them out to resume, or start another run.")
+    if not settings.dataset.exists() or sha256(settings.dataset) != settings.dataset_sha256:
+        raise RunError(
+            f"{settings.dataset}: is not the file that {run} was trained on (missing, or another SHA-256); put it back to resume."
+        )
+    data, _ = load(Task.parse(settings.config.task), settings.dataset)
+    agent = newest_agent(run, settings.config)
+    if agent is None:
+        agent = initialise(data.observations.shape[1], data.actions.shape[1], settings.config)
+    _forget_after(run, int(agent.step))
+    return agent, data
+
+
+def trained_agent(run: Path) -> Agent:
+    """The newest whole checkpoint of a run. Raises `RunError` if there is none."""
+    agent = newest_agent(run, read_settings(run).config)
+    if agent is None:
+        raise RunError(f"{run}: has no usable checkpoint yet; train it first.")
+    return agent
+
+
+def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
+    """Trains to `config.steps` updates, with metrics, checkpoints and evaluations on the way.
+
+    Raises `Diverged`, and `Interrupted` after SIGTERM or Ctrl-C once the state is saved. A signal is obeyed at the end of a
+    compiled chunk of `updates_per_call` updates; before the first chunk there is nothing to save and it ends the process at once.
+    """
+    config, step = agent.config, int(agent.step)
+    inputs = data, config.updates_per_call
+    chunk = train_chunk.lower(inputs, agent).compile() if step < config.steps else None
+    with _signals() as stop, _bar(agent) as bar, open(run / "metrics.jsonl", "a") as log:
+        while True:
+            # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
+            if isinstance(agent.actor, FlowActor) and (step == config.steps or (step > 0 and step % config.evaluate_every == 0)):
+                bar.clear()
+                evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
+            if step == config.steps:
+                return agent
+            agent, metrics = chunk(inputs, agent)
+            metrics = jax.tree.map(np.asarray, metrics)
+            _check_finite(run, step, metrics)
+            step += config.updates_per_call
+            bar.update(config.updates_per_call)
+            if step % config.log_every == 0:
+                line = {"step": step} | {name: x.mean(axis=0).tolist() for name, x in metrics.items()}
+                log.write(json.dumps(line | {"time": time.time()}) + "\n")
+                log.flush()
+                bar.set_postfix_str(_postfix(line, agent))
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                os.fsync(log.fileno())
+                _save(run, agent)
+            if stop:
+                raise Interrupted(f"stopped by {stop[0]} at update {step}; saved. Go on with --resume.")
+
+
+def _check_finite(run: Path, first: int, metrics: dict[str, np.ndarray]) -> None:
+    """Raises `Diverged` for the first NaN or Inf among the metrics of a chunk that began at update `first`."""
+    for name, values in metrics.items():
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if bad.any():
+            update = first + int(np.argmax(bad))
+            raise Diverged(
+                f"{name} became {values[np.argmax(bad)]} at update {update}; training stopped, the last good checkpoint is {_last(run)}. "
+                "A smaller learning rate is the usual remedy."
+            )
+
+
+def _postfix(line: dict, agent: Agent) -> str:
+    pairs = zip(np.ravel(line["entropy"]), np.ravel(agent.controller.target))
+    return f"TD loss {line['td_loss']:.3g}, entropy/target " + " ".join(f"{h:.2f}/{t:.2f}" for h, t in pairs)
+
+
+def _bar(agent: Agent) -> tqdm:
+    done, total = int(agent.step), agent.config.steps
+    return tqdm(desc="train", total=total, initial=done, unit="update", dynamic_ncols=True, smoothing=0.05)
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """The names of the signals that asked for an end, empty until then."""
+    arrived: list[str] = []
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, lambda n, _: arrived.append(signal.Signals(n).name)) for number in numbers]
+    try:
+        yield arrived
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+# ---- acting ----------------------------------------------------------------------------------------------------------------
+
+
+def policy_action(
+    actor: AbstractActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray
+) -> Float[Array, " {actor.n_a}"]:
+    """The one-step policy's action with fresh noise, in training and evaluation alike (paper section 4)."""
+    return actor.act(s, jr.normal(key, (actor.n_a,)))
+
+
+def behaviour_action(actor: FlowActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray) -> Float[Array, " {actor.n_a}"]:
+    """The behaviour flow's action: what imitation alone would do."""
+    return actor.behaviour(s, jr.normal(key, (actor.n_a,)))
+
+
+POLICIES = {"policy": policy_action, "behaviour": behaviour_action}
+
+
+def wave_policy(agent: Agent, name: str) -> Policy:
+    """The policy of that name for waves of episodes. Raises `RunError` for an agent without one."""
+    if not isinstance(agent.actor, FlowActor):
+        raise RunError("this run trained a critic only (actor.kind = dataset): it has no policy to act with.")
+    if name not in POLICIES:
+        raise RunError(f"there is no policy '{name}'; choose one of {', '.join(POLICIES)}.")
+    return as_policy(eqx.Partial(POLICIES[name], agent.actor), seed_keys(agent.config.seed).evaluation)
+
+
+def evaluate(
+    agent: Agent, run: Path, *, episodes: int, workers: int, stop: Sequence[str] = ()
+) -> dict[str, list[Episode]]:
+    """Episodes of every policy in the real environment, appended to `evaluation.jsonl`; those already there are not run again.
+
+    Raises `Interrupted` between two environment steps once `stop` is not empty.
+    """
+    config, step, file = agent.config, int(agent.step), run / "evaluation.jsonl"
+    results = {}
+    for name in POLICIES:
+        policy = _interruptible(wave_policy(agent, name), stop)
+        if len(episodes_of(recorded(file), step, name)) < episodes:
+            task = Task.parse(config.task)
+            try:
+                found = run_episodes(policy, task, episodes=episodes, seed=config.seed, workers=workers)
+            except WorkerError as error:
+                if stop:  # the signal went to the whole process group, the simulators too
+                    raise _interrupted(stop) from error
+                raise
+            record(file, step, name, found)
+        results[name] = episodes_of(recorded(file), step, name)[:episodes]
+    return results
+
+
+def episodes_of(rows: list[dict], step: int, policy: str) -> list[Episode]:
+    """The recorded episodes of one policy after `step` updates."""
+    mine = [row for row in rows if row["step"] == step and row["policy"] == policy]
+    return [Episode(row["seed"], row["return"], row["length"], row["success"]) for row in mine]
+
+
+def _interruptible(policy: Policy, stop: Sequence[str]) -> Policy:
+    def checked(*wave):
+        if stop:
+            raise _interrupted(stop)
+        return policy(*wave)
+
+    return checked
+
+
+def _interrupted(stop: Sequence[str]) -> Interrupted:
+    return Interrupted(f"stopped by {stop[0]} during an evaluation; the state was saved before it. Go on with --resume.")
