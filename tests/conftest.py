@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

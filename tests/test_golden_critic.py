@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import GOLDEN
+
 from tql.attention import group_entropy
 from tql.checkpoint import CheckpointError, critic_from_arrays, foreign_name
 

@@ -9,10 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-
 from conftest import GOLDEN
+
 from tql import loop
 from tql.checkpoint import critic_from_arrays, foreign_name
 from tql.config import ActorConfig, Config, ControlConfig, CriticConfig

@@ -50,7 +50,7 @@ class Train:
 
     config: Annotated[Config, arg(name="")]
     preset: str = "cpu"
-    """Where the settings start from; any other option overrides one of them: cpu, overnight, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
+    """Where the settings start from, each of which another option overrides: cpu, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
     out: Path | None = None
     """Run directory; runs/TASK-PRESET-SEED unless given."""
     data: Path | None = None

@@ -7,26 +7,23 @@ import contextlib
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import traceback
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from tql.config import Task
 from tql.environment import _THREADS, _bare_children, make
+from tql.publish import Spool, free_files, publish, terminated_like_ctrl_c
 from tql.scripted import SCRIPTS, Episode, make_episode
 from tql.validate import MIN_ROWS, Files, read_pair, sha256, versions
 
@@ -75,11 +72,11 @@ def collect(
             f"episodes {episodes} and workers {workers} must be at least 1, rows {rows} at least {MIN_ROWS}, and seed {seed} not negative."
         )
     numbers = (episodes, max(1, episodes // 10))
-    files = _free_files(task, out)
+    files = free_files(task, out)
     targets: Counter[tuple[str, bool]] = Counter()
     bar = tqdm(total=sum(numbers) * rows, desc=f"make {task.dataset_name}", unit="step", unit_scale=True, disable=not progress)
-    with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder, bar:
-        spools = [_Spool(Path(folder) / split, number, rows) for split, number in zip(SPLITS, numbers)]
+    with terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder, bar:
+        spools = [Spool(Path(folder) / split, number, rows) for split, number in zip(SPLITS, numbers)]
         jobs = [(split, number) for split in range(2) for number in range(numbers[split])]
         with contextlib.closing(_episodes(task, jobs, seed, min(workers, len(jobs)), rows)) as made:
             for split, number, episode in made:
@@ -99,7 +96,7 @@ def collect(
             "sha256": {file.name: sha256(file) for file in (new.train, new.validation)},
             "scripted_policy": check_policy(task, targets),
         }
-        _publish(new, files, manifest)
+        publish(new, files, manifest)
     return files.train
 
 
@@ -123,19 +120,19 @@ def adopt(task: Task, file: Path, out: Path) -> Path:
     Its validation file must lie beside it. A manifest beside it is checked and kept. Raises `FileNotFoundError`,
     `FileExistsError` and `validate.DatasetError`; the given files stay as they are.
     """
-    old, files = Files.of(file), _free_files(task, out)
+    old, files = Files.of(file), free_files(task, out)
     environment = make(task)
     read_pair(task, file, environment)
     environment.close()
     manifest = {"dataset": task.dataset_name, "made_by": f"taken from {file.name}", "versions": {}}
     if old.manifest.exists():
         manifest = json.loads(old.manifest.read_text(encoding="utf-8"))
-    with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
+    with terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
         new = Files.of(Path(folder) / files.train.name)
         for source, copy in ((old.train, new.train), (old.validation, new.validation)):
             shutil.copyfile(source, copy)
         manifest["sha256"] = {copy.name: sha256(copy) for copy in (new.train, new.validation)}
-        _publish(new, files, manifest)
+        publish(new, files, manifest)
     return files.train
 
 
@@ -146,8 +143,8 @@ def download(task: Task, out: Path) -> Path:
     """
     import ogbench
 
-    _free_files(task, out)
-    with _terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
+    free_files(task, out)
+    with terminated_like_ctrl_c(), tempfile.TemporaryDirectory(dir=out, prefix=f".{task.dataset_name}-") as folder:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)  # the downloader leaves closing its files to Python
@@ -157,68 +154,6 @@ def download(task: Task, out: Path) -> Path:
                 f"OGBench's server did not give {task.dataset_name} ({error}); make it here with: python -m tql data {task.dataset_name}"
             ) from error
         return adopt(task, Path(folder) / f"{task.dataset_name}.npz", out)
-
-
-def _free_files(task: Task, out: Path) -> Files:
-    """The three files to be made in the folder `out`, which is made too; none of them exists."""
-    files = Files.of(out / f"{task.dataset_name}.npz")
-    for file in (files.train, files.validation, files.manifest):
-        if file.exists():
-            raise FileExistsError(f"{file}: exists already and is not overwritten; move or delete it, or choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    return files
-
-
-def _publish(new: Files, final: Files, manifest: dict[str, Any]) -> None:
-    """Gives complete files their names, the training file last: where it is, all are. On failure none is."""
-    new.manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    pairs = ((new.validation, final.validation), (new.manifest, final.manifest), (new.train, final.train))
-    done = []
-    try:
-        for source, target in pairs:
-            with source.open("rb+") as opened:
-                os.fsync(opened.fileno())
-            if target.exists():
-                raise FileExistsError(f"{target}: was made by somebody else meanwhile and is not overwritten.")
-            done.append(target)
-            os.replace(source, target)
-    except BaseException:
-        for target in done:
-            target.unlink(missing_ok=True)
-        raise
-
-
-class _Spool:
-    """The arrays of one file while it grows, as .npy files on disk: episodes have equal lengths, so each has its place."""
-
-    def __init__(self, folder: Path, episodes: int, rows: int):
-        self.folder, self.shape = folder, (episodes, rows)
-        self.files: dict[str, Any] = {}
-        self.starts: dict[str, int] = {}
-        folder.mkdir()
-
-    def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """Puts one episode in its place."""
-        episodes, rows = self.shape
-        for name, array in arrays.items():
-            if len(array) != rows:
-                raise RuntimeError(f"an episode has {len(array)} rows, expected {rows}: this OGBench ends episodes otherwise.")
-            if name not in self.files:
-                header = {"descr": array.dtype.str, "fortran_order": False, "shape": (episodes * rows, *array.shape[1:])}
-                self.files[name] = (self.folder / f"{name}.npy").open("wb+")
-                np.lib.format.write_array_header_1_0(self.files[name], header)
-                self.starts[name] = self.files[name].tell()
-            self.files[name].seek(self.starts[name] + number * array.nbytes)
-            self.files[name].write(array.tobytes())
-
-    def archive(self, file: Path) -> None:
-        """Compresses all arrays into one file in NumPy's format; equal arrays give equal bytes."""
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, opened in self.files.items():
-                opened.seek(0)
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    shutil.copyfileobj(opened, member, 1 << 20)
-                opened.close()
 
 
 def _episodes(
@@ -289,16 +224,3 @@ def _without_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and workers go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -164,8 +164,8 @@ def _check_episodes(file: Path, terminals: Bool[np.ndarray, " _"]) -> None:
     if rows.min() < MIN_ROWS:
         short = int(rows.argmin())
         raise DatasetError(
-            f"{file}: array 'terminals', row {last[short]}: the episode that ends here has {rows[short]} rows, expected at least {MIN_ROWS} "
-            "(two steps and the observation after them)."
+            f"{file}: array 'terminals', row {last[short]}: the episode that ends here has {rows[short]} rows, "
+            f"expected at least {MIN_ROWS} (two steps and the observation after them)."
         )
 
 
