@@ -50,7 +50,7 @@ class Train:
 
     config: Annotated[Config, arg(name="")]
     preset: str = "cpu"
-    """Where the settings start from, each of which another option overrides: cpu, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
+    """Where the settings start from; other options override them. cpu, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
     out: Path | None = None
     """Run directory; runs/TASK-PRESET-SEED unless given."""
     data: Path | None = None
@@ -67,7 +67,7 @@ class Train:
         from tql import run as runs
 
         if self.resume:
-            agent, data = runs.resume(run, self.config if self.changed() else None)
+            agent, data = runs.resume(run, task, self.config if self.changed() else None)
         else:
             if self.data is None and not dataset.exists():
                 print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
@@ -79,8 +79,8 @@ class Train:
         self.report(run, agent)
 
     def changed(self) -> bool:
-        """Whether a setting was given on the command line."""
-        return self.config != PRESETS[self.preset](self.config.task)
+        """Whether a setting or a preset was given on the command line."""
+        return self.preset != Train.preset or self.config != PRESETS[self.preset](self.config.task)
 
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""
@@ -202,9 +202,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("tql: interrupted.")
     except Exception as error:
-        # Errors that tql raises itself, and those of files, are messages to the user; any other is a defect and shows where.
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent
-        if raised_in == Path(__file__).parent or isinstance(error, OSError):
+        # What tql itself says with `raise`, and errors of files, are messages to the user; any other is a defect and shows where.
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        said = Path(origin.filename).parent == Path(__file__).parent and (origin.line or "").startswith("raise ")
+        if said or isinstance(error, OSError):
             sys.exit(f"tql: {error}")
         raise
 

@@ -1,8 +1,8 @@
 r"""The whole state of training in one file, and critics from plain named arrays.
 
-A checkpoint is one line of JSON (format, step, settings, SHA-256) followed by a NumPy `.npz` archive that holds every array of the
-agent under its own name, such as `critic.blocks[0].attention.query.weight`. No pickle is written or read. The file appears under its
-name only when it is complete and on the disk.
+A checkpoint is a line of JSON (format, SHA-256 of all that follows), a second one (step, sizes, settings), and a NumPy `.npz` archive
+that holds every array of the agent under its own name, such as `critic.blocks[0].attention.query.weight`. No pickle is written or
+read. The file appears under its name only when it is complete and on the disk.
 """
 
 import hashlib
@@ -45,18 +45,12 @@ def save(path: Path, agent: Agent) -> None:
     """Writes the agent to `path`: to a temporary file, flushed to the disk, then renamed."""
     archive = io.BytesIO()
     np.savez(archive, **named_arrays(agent))
-    body = archive.getvalue()
-    header = {
-        "format": FORMAT,
-        "step": int(agent.step),
-        "n_s": agent.actor.n_s,
-        "n_a": agent.actor.n_a,
-        "sha256": hashlib.sha256(body).hexdigest(),
-        "config": asdict(agent.config),
-    }
+    about = {"step": int(agent.step), "n_s": agent.actor.n_s, "n_a": agent.actor.n_a, "config": asdict(agent.config)}
+    content = json.dumps(about).encode() + b"\n" + archive.getvalue()
+    header = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        file.write(json.dumps(header).encode() + b"\n" + body)
+        file.write(json.dumps(header).encode() + b"\n" + content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -75,10 +69,8 @@ def load(path: Path, config: Config) -> Agent:
     Raises `CheckpointError` if the file is missing, cut short or altered, is of another format, or holds other arrays than an agent
     of these settings.
     """
-    header, body = _read(path)
-    with np.load(io.BytesIO(body), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    skeleton = eqx.filter_eval_shape(initialise, header["n_s"], header["n_a"], config)
+    n_s, n_a, arrays = _parse(path, _read(path))
+    skeleton = eqx.filter_eval_shape(initialise, n_s, n_a, config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(skeleton)
     names = [jax.tree_util.keystr(keypath).lstrip(".") for keypath, leaf in leaves if eqx.is_array_like(leaf) or _is_struct(leaf)]
     _same_names(path, set(arrays), set(names))
@@ -94,14 +86,15 @@ def _is_struct(leaf: PyTree) -> bool:
 def _restore(path: Path, name: str, like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
     if not _is_struct(like):
         return like
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jr.wrap_key_data(jnp.asarray(arrays[name]))
-    if arrays[name].shape != like.shape or arrays[name].dtype != like.dtype:
+    raw = jax.eval_shape(_raw, like)
+    if arrays[name].shape != raw.shape or arrays[name].dtype != raw.dtype:
         raise CheckpointError(
             f"{path}: array '{name}' is {arrays[name].dtype}{list(arrays[name].shape)}, but these settings need "
-            f"{like.dtype}{list(like.shape)}; load it with the settings in its own run directory."
+            f"{raw.dtype}{list(raw.shape)}; load it with the settings in its own run directory."
         )
-    return jnp.asarray(arrays[name])
+    # A copy: training donates its arrays, and NumPy's memory is not to be given away.
+    array = jnp.array(arrays[name])
+    return array if raw is like or raw.dtype == like.dtype else jr.wrap_key_data(array)
 
 
 def _same_names(source: Path | str, given: set[str], needed: set[str]) -> None:
@@ -110,10 +103,10 @@ def _same_names(source: Path | str, given: set[str], needed: set[str]) -> None:
         raise CheckpointError(f"{source}: missing arrays: {missing or 'none'}; unknown arrays: {extra or 'none'}.")
 
 
-def _read(path: Path) -> tuple[dict, bytes]:
-    """Header and archive of a checkpoint whose checksum holds."""
+def _read(path: Path) -> bytes:
+    """What follows the first line of a checkpoint, if its checksum holds."""
     try:
-        line, _, body = path.read_bytes().partition(b"\n")
+        line, _, content = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     try:
@@ -123,9 +116,21 @@ def _read(path: Path) -> tuple[dict, bytes]:
         raise CheckpointError(f"{path}: is no checkpoint of tql, or its first line is damaged.") from error
     if version != FORMAT:
         raise CheckpointError(f"{path}: is of format {version}, and this version of tql reads format {FORMAT}.")
-    if hashlib.sha256(body).hexdigest() != checksum:
+    if hashlib.sha256(content).hexdigest() != checksum:
         raise CheckpointError(f"{path}: is damaged: its SHA-256 is not the one in its first line.")
-    return header, body
+    return content
+
+
+def _parse(path: Path, content: bytes) -> tuple[int, int, dict[str, np.ndarray]]:
+    """n_s, n_a and the arrays. A right checksum does not make a file ours, so nothing of it is believed or executed."""
+    line, _, archive = content.partition(b"\n")
+    try:
+        about = json.loads(line)
+        n_s, n_a = int(about["n_s"]), int(about["n_a"])
+        with np.load(io.BytesIO(archive), allow_pickle=False) as opened:
+            return n_s, n_a, {name: opened[name] for name in opened.files}
+    except Exception as error:  # json, zipfile and NumPy have a dozen kinds of them for what is no archive of plain arrays
+        raise CheckpointError(f"{path}: is no checkpoint of tql, though its checksum holds ({error}).") from error
 
 
 CRITIC_NAMES = (

@@ -14,6 +14,7 @@ from tql.evaluate import recorded, wilson
 from tql.run import RunError, read_metrics, read_settings
 
 GROUPS = ("[VALUE]", "other tokens")
+NO_POLICY = "no policy: the critic learns\nfrom the dataset's own actions"
 POLICY_LABELS = {"policy": "one-step policy", "behaviour": "behaviour flow alone"}
 
 
@@ -36,8 +37,8 @@ def plot(run: Path) -> Path:
     draw_entropy(axes[0, 1], steps, metrics["entropy"], np.array(settings.target))
     draw_temperatures(axes[0, 2], steps, metrics["alpha"])
     draw_q(axes[1, 0], steps, metrics)
-    draw_actor(axes[1, 1], steps, metrics)
-    draw_success(axes[1, 2], recorded(run / "evaluation.jsonl"))
+    draw_actor(axes[1, 1], steps, metrics, config.actor.kind)
+    draw_success(axes[1, 2], recorded(run / "evaluation.jsonl"), config.actor.kind)
     for axis in axes.flat:
         axis.set_xlabel("gradient updates")
         axis.grid(alpha=0.3)
@@ -45,6 +46,10 @@ def plot(run: Path) -> Path:
     figure.savefig(out, dpi=100)
     plt.close(figure)
     return out
+
+
+def say(axis: Axes, text: str) -> None:
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
 
 
 def draw_losses(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
@@ -67,8 +72,7 @@ def draw_entropy(axis: Axes, steps: np.ndarray, entropy: np.ndarray, target: np.
 def draw_temperatures(axis: Axes, steps: np.ndarray, alpha: np.ndarray) -> None:
     axis.set(title="temperatures", ylabel="alpha")
     if not np.any(alpha > 0):
-        axis.text(0.5, 0.5, "no control: alpha = 0", ha="center", va="center", transform=axis.transAxes)
-        return
+        return say(axis, "no control: alpha = 0")
     for layer in range(alpha.shape[1]):
         for group, name in enumerate(GROUPS):
             axis.plot(steps, alpha[:, layer, group], label=f"layer {layer + 1}, {name}")
@@ -85,18 +89,19 @@ def draw_q(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> Non
     axis.legend(fontsize="small")
 
 
-def draw_actor(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
+def draw_actor(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray], actor: str) -> None:
+    axis.set(title="what the critic thinks that the policy gains", ylabel="discounted reward")
+    if actor == "dataset":
+        return say(axis, NO_POLICY)
     axis.plot(steps, metrics["actor_q"] - metrics["q_mean"], label="Q(s, policy) - Q(s, data)")
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(title="what the critic thinks that the policy gains", ylabel="discounted reward")
     axis.legend(fontsize="small")
 
 
-def draw_success(axis: Axes, episodes: list[dict]) -> None:
+def draw_success(axis: Axes, episodes: list[dict], actor: str) -> None:
     axis.set(title="success (95 % Wilson interval)", ylabel="share of episodes", ylim=(-0.02, 1.02))
     if not episodes:
-        axis.text(0.5, 0.5, "not evaluated yet", ha="center", va="center", transform=axis.transAxes)
-        return
+        return say(axis, NO_POLICY if actor == "dataset" else "not evaluated yet")
     by_policy = defaultdict(lambda: defaultdict(list))
     for row in episodes:
         by_policy[row["policy"]][row["step"]].append(row["success"])

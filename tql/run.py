@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from beartype.roar import BeartypeException
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
@@ -87,7 +88,7 @@ def read_settings(run: Path) -> Settings:
         )
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{run}: holds no run of tql (no config.json); give the directory that train wrote with --out.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, BeartypeException) as error:
         raise RunError(f"{run / 'config.json'}: is damaged or of another version of tql ({error}).") from error
 
 
@@ -136,9 +137,13 @@ def _save(run: Path, agent: Agent) -> None:
     weights = jax.tree.leaves(eqx.filter((agent.critic, agent.actor, agent.controller), eqx.is_inexact_array))
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in weights):
         raise Diverged(f"a weight is NaN or Inf at update {int(agent.step)}; the last good checkpoint is kept: {_last(run)}.")
-    checkpoint.save(run / f"step-{int(agent.step):09d}.checkpoint", agent)
+    checkpoint.save(run / _checkpoint_name(int(agent.step)), agent)
     for old in checkpoints(run)[KEPT_CHECKPOINTS:]:
         old.unlink()
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"step-{step:09d}.checkpoint"
 
 
 def _last(run: Path) -> str:
@@ -151,13 +156,26 @@ def read_metrics(run: Path) -> list[dict]:
     if not path.exists():
         return []
     *lines, _torn = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"], row["td_loss"]
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path}, line {number}: is no line of metrics. Mend or remove that line.") from None
+        rows.append(row)
+    return rows
 
 
 def _forget_after(run: Path, step: int) -> None:
-    """Drops metrics of updates that the resumed run makes again."""
+    """Clears the way for updates that the resumed run makes again: their metrics, refused checkpoints, halves of files."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
     _write_whole(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    for path in checkpoints(run):
+        if path.name > _checkpoint_name(step):
+            path.rename(path.with_suffix(".refused"))
+    for path in run.glob(".*.tmp"):
+        path.unlink()
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -183,12 +201,15 @@ def start(config: Config, dataset: Path, run: Path) -> tuple[Agent, Batch]:
     return agent, data
 
 
-def resume(run: Path, asked: Config | None) -> tuple[Agent, Batch]:
+def resume(run: Path, task: Task, asked: Config | None) -> tuple[Agent, Batch]:
     """The agent of the newest whole checkpoint, or a fresh one if none was written, and the data it was trained on.
 
-    Raises `RunError` if the dataset is not the same file any more, or if `asked` (settings from the command line) differs.
+    Raises `RunError` if the dataset is not the same file any more, if `task` or `asked` (both from the command line) differ, or if there
+    are checkpoints and none can be used: starting over would throw the run away.
     """
     settings = read_settings(run)
+    if task.name != settings.config.task:
+        raise RunError(f"{run}: was started on {settings.config.task}, not on {task.name}; give its own task to resume.")
     if asked is not None and (found := differences(asked, settings.config)):
         raise RunError(f"{run}: was started with other settings ({'; '.join(found)}); leave them out to resume, or start another run.")
     if not settings.dataset.exists() or sha256(settings.dataset) != settings.dataset_sha256:
@@ -197,6 +218,8 @@ def resume(run: Path, asked: Config | None) -> tuple[Agent, Batch]:
         )
     data, _ = load(Task.parse(settings.config.task), settings.dataset)
     agent = newest_agent(run, settings.config)
+    if agent is None and checkpoints(run):
+        raise RunError(f"{run}: none of its checkpoints can be used; move them away to train it again from update 0.")
     if agent is None:
         agent = initialise(data.observations.shape[1], data.actions.shape[1], settings.config)
     _forget_after(run, int(agent.step))
@@ -223,7 +246,8 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
     with _signals() as stop, _bar(agent) as bar, open(run / "metrics.jsonl", "a") as log:
         while True:
             # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
-            if isinstance(agent.actor, FlowActor) and (step == config.steps or (step > 0 and step % config.evaluate_every == 0)):
+            evaluation_due = step > 0 and step % config.evaluate_every == 0 or step == config.steps
+            if evaluation_due and isinstance(agent.actor, FlowActor):
                 bar.clear()
                 evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
             if step == config.steps:
@@ -238,7 +262,8 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
                 log.write(json.dumps(line | {"time": time.time()}) + "\n")
                 log.flush()
                 bar.set_postfix_str(_postfix(line, agent))
-            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+            # Before an evaluation too: it is long, and a signal may end it.
+            if step % config.checkpoint_every == 0 or step % config.evaluate_every == 0 or step == config.steps or stop:
                 os.fsync(log.fileno())
                 _save(run, agent)
             if stop:
@@ -246,15 +271,16 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
 
 
 def _check_finite(run: Path, first: int, metrics: dict[str, np.ndarray]) -> None:
-    """Raises `Diverged` for the first NaN or Inf among the metrics of a chunk that began at update `first`."""
-    for name, values in metrics.items():
-        bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if bad.any():
-            update = first + int(np.argmax(bad))
-            raise Diverged(
-                f"{name} became {values[np.argmax(bad)]} at update {update}; training stopped, the last good checkpoint is {_last(run)}. "
-                "A smaller learning rate is the usual remedy."
-            )
+    """Raises `Diverged` for what is NaN or Inf in the first bad update of a chunk that began at update `first`, losses first."""
+    bad = {name: ~np.isfinite(values.reshape(len(values), -1)).all(axis=1) for name, values in metrics.items()}
+    rows = np.flatnonzero(np.any(list(bad.values()), axis=0))
+    if len(rows):
+        row = int(rows[0])
+        names = sorted((name for name in bad if bad[name][row]), key=lambda name: ("loss" not in name, name))
+        raise Diverged(
+            f"{' and '.join(names)} became {' and '.join(str(metrics[name][row]) for name in names)} at update {first + row}; "
+            f"training stopped, the last good checkpoint is {_last(run)}. A smaller learning rate is the usual remedy."
+        )
 
 
 def _postfix(line: dict, agent: Agent) -> str:
