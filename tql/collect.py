@@ -84,6 +84,7 @@ def collect(
                 targets.update(episode.targets)
                 bar.update(rows)
         new = Files.of(Path(folder) / files.train.name)
+        bar.set_postfix_str("compressing")
         for spool, file in zip(spools, (new.train, new.validation)):
             spool.archive(file)
         manifest = {
