@@ -94,7 +94,7 @@ def _restore(path: Path, name: str, like: PyTree, arrays: dict[str, np.ndarray])
         )
     # A copy: training donates its arrays, and NumPy's memory is not to be given away.
     array = jnp.array(arrays[name])
-    return array if raw is like or raw.dtype == like.dtype else jr.wrap_key_data(array)
+    return array if raw.dtype == like.dtype else jr.wrap_key_data(array)
 
 
 def _same_names(source: Path | str, given: set[str], needed: set[str]) -> None:
@@ -127,6 +127,8 @@ def _parse(path: Path, content: bytes) -> tuple[int, int, dict[str, np.ndarray]]
     try:
         about = json.loads(line)
         n_s, n_a = int(about["n_s"]), int(about["n_a"])
+        if min(n_s, n_a) < 1:
+            raise ValueError(f"it is for states of size {n_s} and actions of size {n_a}")
         with np.load(io.BytesIO(archive), allow_pickle=False) as opened:
             return n_s, n_a, {name: opened[name] for name in opened.files}
     except Exception as error:  # json, zipfile and NumPy have a dozen kinds of them for what is no archive of plain arrays

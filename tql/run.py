@@ -20,7 +20,6 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from beartype.roar import BeartypeException
@@ -37,6 +36,8 @@ from tql.loop import Agent, initialise, seed_keys, train_chunk
 from tql.validate import sha256
 
 KEPT_CHECKPOINTS = 2
+
+Settable = Config | CriticConfig | ActorConfig | ControlConfig
 
 
 class RunError(RuntimeError):
@@ -106,7 +107,7 @@ def config_from_dict(content: dict) -> Config:
     )
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
+def differences(ours: Settable, theirs: Settable) -> list[str]:
     """Settings that differ, as `name: ours instead of theirs`."""
     found = []
     for field in fields(ours):
@@ -134,9 +135,9 @@ def newest_agent(run: Path, config: Config) -> Agent | None:
 
 
 def _save(run: Path, agent: Agent) -> None:
-    weights = jax.tree.leaves(eqx.filter((agent.critic, agent.actor, agent.controller), eqx.is_inexact_array))
-    if not all(bool(jnp.all(jnp.isfinite(x))) for x in weights):
-        raise Diverged(f"a weight is NaN or Inf at update {int(agent.step)}; the last good checkpoint is kept: {_last(run)}.")
+    bad = [name for name, array in checkpoint.named_arrays(agent).items() if not np.all(np.isfinite(array))]
+    if bad:
+        raise Diverged(f"NaN or Inf in {', '.join(bad[:3])} after {int(agent.step)} updates; the last good checkpoint is {_last(run)}.")
     checkpoint.save(run / _checkpoint_name(int(agent.step)), agent)
     for old in checkpoints(run)[KEPT_CHECKPOINTS:]:
         old.unlink()
