@@ -1,10 +1,17 @@
 """Strict numerics for every test: no silent dtype promotion, no silent broadcasting over ranks."""
 
+import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+from tql import run as runs
+from tql.config import PRESETS, Config, ControlConfig, CriticConfig
+from tql.evaluate import Episode
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -33,3 +40,78 @@ def optax_promotion():
     """optax's Adam raises a float to an int32 power, which strict promotion forbids; for tests that step an optimiser."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+# A tiny run, shared by the tests of runs, checkpoints, plots and the command line: one set of settings, so one compilation.
+
+
+MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
+
+
+@pytest.fixture(scope="session")
+def maze_file(tmp_path_factory) -> Path:
+    """71 random rows in three episodes, in OGBench's format; n_s = n_a = 2."""
+    path = tmp_path_factory.mktemp("data") / "pointmaze-medium-navigate-v0.npz"
+    for name, ends in ((path, (16, 39, 70)), (path.with_name(f"{path.stem}-val.npz"), (4,))):
+        rng, rows = np.random.default_rng(len(ends)), ends[-1] + 1
+        arrays = {column: rng.uniform(-1, 1, (rows, 2)).astype("float32") for column in ("observations", "actions", "qpos", "qvel")}
+        np.savez(name, **arrays, terminals=np.isin(np.arange(rows), ends))
+    return path
+
+
+def tiny_settings(preset: str, **changes) -> Config:
+    """A preset cut down to 40 updates in chunks of 5; evaluations at 15, 30 and 40, of which 15 is no multiple of checkpoint_every."""
+    config = PRESETS[preset](MAZE)
+    every = dict(updates_per_call=5, log_every=5, checkpoint_every=10, evaluate_every=15, episodes=3)
+    actor = replace(config.actor, hidden=(16,), flow_steps=3)
+    return replace(config, seed=3, steps=40, batch_size=7, warmup=2, critic=CriticConfig(d_model=32, layers=1), actor=actor, **every, **changes)
+
+
+TINY_OPTIONS = (
+    "--seed 3 --steps 40 --batch-size 7 --warmup 2 --critic.d-model 32 --critic.layers 1 --actor.hidden 16 --actor.flow-steps 3 "
+    "--updates-per-call 5 --log-every 5 --checkpoint-every 10 --evaluate-every 15 --episodes 3"
+).split()
+"""The same on the command line."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    return tiny_settings("cpu")
+
+
+def scripted_episodes(policy, task, *, episodes, seed, workers, **_):
+    """Stands for `run_episodes`: no simulator, and a return that shows every weight of the policy."""
+    actions = policy(np.ones((episodes, 2), np.float32), np.arange(episodes), 0)
+    return [Episode(seed + i, float(action.sum()), 3, i == 1) for i, action in enumerate(actions)]
+
+
+@pytest.fixture
+def no_simulator(monkeypatch):
+    monkeypatch.setattr("tql.run.run_episodes", scripted_episodes)
+
+
+@contextlib.contextmanager
+def as_in_tests():
+    """What the fixtures of a test do, for those of a session: no simulator, and numerics under which optax runs."""
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr("tql.run.run_episodes", scripted_episodes)
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny, maze_file) -> Path:
+    """The directory of a whole run that nothing interrupted. Not to be changed: copy it."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    with as_in_tests():
+        runs.train(*runs.start(tiny, maze_file, run), run, workers=1)
+    return run
+
+
+@pytest.fixture(scope="session")
+def critic_alone(tmp_path_factory, maze_file) -> Path:
+    """The directory of a run without control and without a policy. Not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "critic-alone"
+    config = tiny_settings("cpu-sarsa", control=ControlConfig(kind="none"))
+    with as_in_tests():
+        runs.train(*runs.start(config, maze_file, run), run, workers=1)
+    return run

@@ -1,0 +1,510 @@
+"""A run on disk: stopped and killed anywhere it goes on bit for bit, a NaN stops it, and bad directories are refused by name."""
+
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import equinox as eqx
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from conftest import scripted_episodes
+from hypothesis import HealthCheck, given, settings
+
+from tql import checkpoint
+from tql import run as runs
+from tql.checkpoint import named_arrays
+from tql.config import Task
+from tql.environment import WorkerError
+from tql.run import Diverged, Interrupted, RunError
+
+pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
+shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the run's code may answer it."""
+
+
+@contextmanager
+def before_chunk(hook):
+    """Calls `hook(step, inputs, agent)` before every chunk; it may raise, send a signal, or return another agent."""
+    compiled_chunk = runs.train_chunk
+
+    class Hooked:
+        def lower(self, inputs, agent):
+            self.chunk = compiled_chunk.lower(inputs, agent).compile()
+            return self
+
+        def compile(self):
+            return lambda inputs, agent: self.chunk(inputs, hook(int(agent.step), inputs, agent) or agent)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "train_chunk", Hooked())
+        yield
+
+
+def metrics_of(run):
+    return [{name: value for name, value in line.items() if name != "time"} for line in runs.read_metrics(run)]
+
+
+def steps_of(run):
+    return [int(re.fullmatch(r"step-(\d{9})\.checkpoint", path.name)[1]) for path in runs.checkpoints(run)]
+
+
+def assert_same_arrays(ours, theirs):
+    ours, theirs = named_arrays(ours), named_arrays(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        assert array.dtype == ours[name].dtype
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def assert_same_run(run, other):
+    """All that two runs left: every array, every line."""
+    assert_same_arrays(runs.trained_agent(run), runs.trained_agent(other))
+    assert metrics_of(run) == metrics_of(other) and metrics_of(run)
+    assert (run / "evaluation.jsonl").read_bytes() == (other / "evaluation.jsonl").read_bytes()
+    assert steps_of(run) == steps_of(other)
+
+
+def go_on(run, config):
+    return runs.train(*runs.resume(run, Task.parse(config.task), config), run, workers=1)
+
+
+def what_stops(kind, at):
+    """A hook that stops the run before the chunk at update `at`."""
+
+    def hook(step, inputs, agent):
+        if step == at:
+            if kind == "kill":
+                raise Killed
+            os.kill(os.getpid(), kind)
+
+    return hook
+
+
+# Stopped and continued.
+
+
+def test_an_uninterrupted_run_is_what_the_settings_say(finished, tiny, maze_file):
+    lines = runs.read_metrics(finished)
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert steps_of(finished) == [40, 30]
+    rows = [json.loads(line) for line in (finished / "evaluation.jsonl").read_text().splitlines()]
+    expected = itertools.product((15, 30, 40), ("policy", "behaviour"), range(3))
+    assert [(row["step"], row["policy"], row["episode"]) for row in rows] == list(expected)
+    assert len({row["return"] for row in rows}) > 9, "the weights show, so that this says much"
+    about = json.loads((finished / "config.json").read_text())
+    assert runs.read_settings(finished).config == tiny
+    assert Path(about["dataset"]["file"]) == maze_file.resolve()
+    assert {"jax", "equinox", "mujoco", "python"} < about["versions"].keys() and about["device"]
+    high = 0.8 * np.log(5)
+    np.testing.assert_allclose(about["target"], [[high - 0.5, high - 0.5]])
+
+
+@settings(shared, max_examples=8)
+@given(
+    stops=st.lists(
+        st.tuples(st.sampled_from([signal.SIGTERM, signal.SIGINT, "kill"]), st.integers(0, 7).map(lambda i: 5 * i)), min_size=1, max_size=3
+    ).map(lambda stops: sorted(stops, key=lambda stop: stop[1]))
+)
+def test_however_often_stopped_it_ends_bit_for_bit_the_same(stops, finished, tiny, maze_file):
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        agent, data = runs.start(tiny, maze_file, run)
+        for kind, at in stops:
+            try:
+                with before_chunk(what_stops(kind, at)):
+                    runs.train(agent, data, run, workers=1)
+            except Interrupted as stopped:
+                assert kind != "kill" and f"stopped by {kind.name} at update {at + 5}" in str(stopped)
+                assert steps_of(run)[0] == at + 5, "saved at once, also between two checkpoints"
+            except Killed:
+                with open(run / "metrics.jsonl", "a") as log:
+                    log.write('{"step": 45, "actor_')
+            assert len(steps_of(run)) <= 2
+            agent, data = runs.resume(run, Task.parse(tiny.task), tiny)
+            if kind == "kill":
+                assert int(agent.step) >= at - at % 10 - 10, "no more than the updates since the last checkpoint are lost"
+            steps = [line["step"] for line in runs.read_metrics(run)]
+            assert steps == list(range(5, int(agent.step) + 1, 5))
+        runs.train(agent, data, run, workers=1)
+        assert_same_run(run, finished)
+
+
+@settings(shared, max_examples=10)
+@given(calls=st.integers(1, 60), name=st.sampled_from(["os.replace", "os.fsync", "pathlib.Path.unlink", "pathlib.Path.touch"]))
+def test_killed_in_the_middle_of_writing_it_goes_on_bit_for_bit(calls, name, finished, tiny, maze_file):
+    """The process ends at the n-th call that touches the disk."""
+    module, function = name.rsplit(".", 1)
+    owner = Path if module == "pathlib.Path" else os
+    original, left = getattr(owner, function), iter(range(calls, 0, -1))
+
+    def dies(*arguments, **options):
+        if next(left, None) == 1:
+            raise Killed
+        return original(*arguments, **options)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        agent, data = runs.start(tiny, maze_file, run)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, function, dies)
+            try:
+                runs.train(agent, data, run, workers=1)
+            except Killed:
+                pass
+        for path in runs.checkpoints(run):
+            checkpoint.load(path, tiny)
+        go_on(run, tiny)
+        assert_same_run(run, finished)
+        assert not list(run.glob(".*")), "no half of a file stays"
+
+
+def test_a_signal_during_an_evaluation_finds_the_state_saved(tmp_path, monkeypatch, finished, tiny, maze_file):
+    """The evaluation at update 15, where no checkpoint is due."""
+    run = tmp_path / "run"
+
+    def signalled(policy, task, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scripted_episodes(policy, task, **options)
+
+    monkeypatch.setattr(runs, "run_episodes", signalled)
+    with pytest.raises(Interrupted, match="SIGTERM during an evaluation"):
+        runs.train(*runs.start(tiny, maze_file, run), run, workers=1)
+    assert steps_of(run) == [15, 10] and not (run / "evaluation.jsonl").exists()
+    monkeypatch.setattr(runs, "run_episodes", scripted_episodes)
+    go_on(run, tiny)
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_simulators_that_end_by_the_same_signal_are_no_error(signalled, tmp_path, monkeypatch, tiny, maze_file):
+    def ends(policy, task, **_):
+        if signalled:
+            os.kill(os.getpid(), signal.SIGINT)
+        raise WorkerError("its process ended by itself.")
+
+    monkeypatch.setattr(runs, "run_episodes", ends)
+    with pytest.raises(Interrupted if signalled else WorkerError):
+        runs.train(*runs.start(tiny, maze_file, tmp_path / "run"), tmp_path / "run", workers=1)
+
+
+def test_signals_mean_what_they_did_after_training(tmp_path, tiny, maze_file):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with before_chunk(what_stops(signal.SIGTERM, 10)), pytest.raises(Interrupted):
+        runs.train(*runs.start(tiny, maze_file, tmp_path / "run"), tmp_path / "run", workers=1)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+# Checkpoints of a run.
+
+
+@pytest.fixture
+def stopped(tmp_path, finished, tiny, maze_file) -> Path:
+    """A run stopped at update 25: checkpoints 25 and 20."""
+    run = tmp_path / "stopped"
+    with before_chunk(what_stops(signal.SIGTERM, 20)), pytest.raises(Interrupted):
+        runs.train(*runs.start(tiny, maze_file, run), run, workers=1)
+    assert steps_of(run) == [25, 20]
+    return run
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_is_refused_by_name_and_the_previous_one_used(stopped, capfd, finished, tiny):
+    newest, previous = runs.checkpoints(stopped)
+    damage(newest)
+    assert int(runs.trained_agent(stopped).step) == 20
+    assert f"refused: {newest}: is damaged" in capfd.readouterr().err and newest.exists()
+    agent, data = runs.resume(stopped, Task.parse(tiny.task), tiny)
+    assert int(agent.step) == 20 and [line["step"] for line in runs.read_metrics(stopped)] == [5, 10, 15, 20]
+    assert steps_of(stopped) == [20] and newest.with_suffix(".refused").exists(), "out of the way, not lost"
+    runs.train(agent, data, stopped, workers=1)
+    assert_same_run(stopped, finished)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(stopped, tiny):
+    for path in runs.checkpoints(stopped):
+        damage(path)
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    with pytest.raises(RunError, match="none of its checkpoints can be used"):
+        runs.resume(stopped, Task.parse(tiny.task), tiny)
+    with pytest.raises(RunError, match="no usable checkpoint"):
+        runs.trained_agent(stopped)
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_leftovers_of_a_kill_are_harmless_and_cleared(stopped, finished, tiny):
+    (stopped / ".step-000000030.checkpoint.123.tmp").write_bytes(b"half")
+    (stopped / ".metrics.jsonl.tmp").write_bytes(b"half")
+    assert int(runs.trained_agent(stopped).step) == 25
+    go_on(stopped, tiny)
+    assert_same_run(stopped, finished)
+    assert not list(stopped.glob(".*"))
+
+
+# NaN and Inf.
+
+
+def first_draw(data, batch_size, key):
+    """Which update draws each row first, by the rule that update k draws from fold_in(key, k)."""
+    rows = np.full(len(data.rewards), -1)
+    for update in range(40):
+        k_batch, _ = jr.split(jr.fold_in(key, update))
+        drawn = np.asarray(jr.randint(k_batch, (batch_size,), 0, len(rows)))
+        rows[drawn] = np.where(rows[drawn] < 0, update, rows[drawn])
+    return rows
+
+
+def poisoned(data, row, value):
+    return eqx.tree_at(lambda batch: batch.rewards, data, data.rewards.at[row].set(value))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_stops_within_its_chunk_and_says_which_loss_at_which_update(value, tmp_path, tiny, maze_file):
+    run = tmp_path / "run"
+    agent, data = runs.start(tiny, maze_file, run)
+    when = first_draw(data, tiny.batch_size, agent.key)
+    row = int(np.flatnonzero((when > 11) & (when % 5 == 2))[0])
+    chunks = []
+    with before_chunk(lambda step, *_: chunks.append(step)), pytest.raises(Diverged) as error:
+        runs.train(agent, poisoned(data, row, value), run, workers=1)
+    update = int(when[row])
+    last = (update // 5 * 5) // 10 * 10 if update < 15 else max(15, update // 5 * 5 // 10 * 10)
+    message = f"td_loss and target_mean became {value} and {value} at update {update}; training stopped"
+    assert str(error.value).startswith(message) and f"checkpoint is {run / f'step-{last:09d}.checkpoint'}" in str(error.value)
+    assert chunks[-1] == update // 5 * 5
+    saved = runs.trained_agent(run)
+    assert int(saved.step) == last == steps_of(run)[0]
+    assert all(np.isfinite(array).all() for array in named_arrays(saved).values())
+    assert all(np.isfinite(line["td_loss"]) for line in runs.read_metrics(run))
+
+
+def test_nan_in_the_first_chunk(tmp_path, tiny, maze_file):
+    agent, data = runs.start(tiny, maze_file, tmp_path / "run")
+    with pytest.raises(Diverged, match="^td_loss and target_mean became nan and nan at update 0; .* checkpoint is none yet"):
+        runs.train(agent, poisoned(data, slice(None), np.nan), tmp_path / "run", workers=1)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda agent: agent.critic.tokenizer.v,
+        lambda agent: agent.actor.flow.layers[0].bias,
+        lambda agent: agent.controller.log_alpha,
+        lambda agent: agent.critic_state[0].nu.final_norm.bias,
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_agent_that_is_not_finite_is_never_saved(where, value, stopped):
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    agent = eqx.tree_at(where, runs.trained_agent(stopped), replace_fn=lambda x: jnp.full_like(x, value))
+    with pytest.raises(Diverged, match=r"NaN or Inf in \w+[.\[].* after 25 updates; the last good checkpoint is .*step-000000025"):
+        runs._save(stopped, agent)
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+# Directories that are no runs, and runs that are asked for something else.
+
+
+def test_start_refuses_a_directory_with_something_in_it(tmp_path, tiny, maze_file):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="exists and is not empty; continue it with --resume or choose another directory with --out"):
+        runs.start(tiny, maze_file, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_start_leaves_nothing_where_the_data_or_the_settings_are_wrong(tmp_path, tiny, maze_file):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        runs.start(tiny, tmp_path / "missing.npz", tmp_path / "run")
+    two_layers = replace(tiny, control=replace(tiny.control, target=((1.0, 1.0), (1.0, 1.0))))
+    with pytest.raises(ValueError, match="2 pairs for 1 layers"):
+        runs.start(two_layers, maze_file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_names_every_setting_that_differs(stopped, tiny):
+    other = replace(tiny, seed=4, critic=replace(tiny.critic, d_model=64))
+    with pytest.raises(RunError, match=r"other settings \(seed: 4 instead of 3; critic.d_model: 64 instead of 32\)"):
+        runs.resume(stopped, Task.parse(tiny.task), other)
+
+
+def test_resume_refuses_another_task(stopped, tiny):
+    with pytest.raises(RunError, match="was started on .*task1-v0, not on .*task2-v0"):
+        runs.resume(stopped, Task.parse(tiny.task.replace("task1", "task2")), None)
+
+
+def test_resume_without_settings_takes_the_run_s_own(stopped, tiny):
+    agent, _ = runs.resume(stopped, Task.parse(tiny.task), None)
+    assert agent.config == tiny and int(agent.step) == 25
+
+
+@pytest.mark.parametrize("change", ["missing", "another"])
+def test_resume_refuses_other_data(change, stopped, tiny, tmp_path, maze_file):
+    elsewhere = tmp_path / "data.npz"
+    if change == "another":
+        elsewhere.write_bytes(maze_file.read_bytes() + b"0")
+    about = json.loads((stopped / "config.json").read_text())
+    about["dataset"]["file"] = str(elsewhere)
+    (stopped / "config.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match=f"{elsewhere}: is not the file that .* was trained on"):
+        runs.resume(stopped, Task.parse(tiny.task), tiny)
+
+
+def test_no_run_directory(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(RunError, match="holds no run of tql"):
+            runs.read_settings(path)
+
+
+@settings(shared, max_examples=30)
+@given(cut=st.floats(0, 0.99))
+def test_a_cut_config_is_refused(cut, finished):
+    with tempfile.TemporaryDirectory() as folder:
+        content = (finished / "config.json").read_bytes()
+        (Path(folder) / "config.json").write_bytes(content[: int(cut * (len(content) - 2))])
+        with pytest.raises(RunError, match="config.json: is damaged or of another version"):
+            runs.read_settings(Path(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about["config"].pop("task"),
+        lambda about: about["config"].update(seed="three"),
+        lambda about: about["config"].update(new_setting=1),
+        lambda about: about["config"]["critic"].update(d_model=None),
+        lambda about: about["config"].update(steps=41),
+        lambda about: about["config"].update(control=None),
+        lambda about: about.update(target=7),
+        lambda about: about.pop("dataset"),
+        lambda about: about["dataset"].update(file=3),
+    ],
+)
+def test_a_config_of_other_content_is_refused(change, finished, tmp_path):
+    about = json.loads((finished / "config.json").read_text())
+    change(about)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match="config.json: is damaged or of another version"):
+        runs.read_settings(tmp_path)
+
+
+def test_metrics_with_a_torn_last_line_and_with_a_damaged_one(finished, tmp_path):
+    content = (finished / "metrics.jsonl").read_bytes()
+    for cut in (len(content) - 1, len(content) - 40):
+        (tmp_path / "metrics.jsonl").write_bytes(content[:cut])
+        assert runs.read_metrics(tmp_path) == runs.read_metrics(finished)[:-1]
+    for damaged in (content.replace(b'{"step": 15', b'{"stxp": 15'), content.replace(b'{"step": 15', b"\0\0\0\0")):
+        (tmp_path / "metrics.jsonl").write_bytes(damaged)
+        with pytest.raises(RunError, match="metrics.jsonl, line 3: is no line of metrics"):
+            runs.read_metrics(tmp_path)
+
+
+# Acting.
+
+
+def test_an_evaluation_that_is_recorded_is_not_repeated(finished, tmp_path, monkeypatch):
+    run = shutil.copytree(finished, tmp_path / "run")
+    agent, content = runs.trained_agent(run), (run / "evaluation.jsonl").read_bytes()
+    monkeypatch.setattr(runs, "run_episodes", lambda *_, **__: pytest.fail("run again"))
+    three = runs.evaluate(agent, run, episodes=3, workers=1)
+    assert len(three["policy"]) == len(three["behaviour"]) == 3 and (run / "evaluation.jsonl").read_bytes() == content
+    monkeypatch.setattr(runs, "run_episodes", scripted_episodes)
+    five = runs.evaluate(agent, run, episodes=5, workers=1)
+    assert [episode.seed for episode in five["policy"]] == [3, 4, 5, 6, 7] and five["policy"][:3] == three["policy"]
+    assert (run / "evaluation.jsonl").read_bytes().startswith(content)
+
+
+def test_policies_by_name(finished):
+    agent = runs.trained_agent(finished)
+    states, episodes = np.ones((3, 2), np.float32), np.arange(3)
+    one_step, behaviour = (runs.wave_policy(agent, name)(states, episodes, 0) for name in ("policy", "behaviour"))
+    key = jr.fold_in(jr.fold_in(jr.split(jr.key(3), 4)[3], 1), 0)
+    z = jr.normal(key, (2,))
+    np.testing.assert_allclose(one_step[1], agent.actor.act(jnp.ones(2), z), rtol=1e-5)
+    np.testing.assert_allclose(behaviour[1], agent.actor.behaviour(jnp.ones(2), z), rtol=1e-5)
+    with pytest.raises(RunError, match="no policy 'random'; choose one of policy, behaviour"):
+        runs.wave_policy(agent, "random")
+
+
+def test_a_critic_alone_trains_and_has_no_policy(critic_alone):
+    agent = runs.trained_agent(critic_alone)
+    assert int(agent.step) == 40 and not (critic_alone / "evaluation.jsonl").exists()
+    assert [line["step"] for line in runs.read_metrics(critic_alone)] == list(range(5, 41, 5))
+    with pytest.raises(RunError, match="trained a critic only"):
+        runs.evaluate(agent, critic_alone, episodes=1, workers=1)
+
+
+# A real process.
+
+OPTIONS = "--steps 900 --batch-size 7 --warmup 2 --critic.d-model 32 --critic.layers 1 --actor.hidden 16 --updates-per-call 5"
+OPTIONS += " --log-every 5 --checkpoint-every 20 --evaluate-every 900 --episodes 1 --workers 1 --seed 3"
+
+
+def last_step(run):
+    """Of the metrics on disk at this moment."""
+    try:
+        return int(re.findall(rb'^{"step": (\d+), .*\n', (run / "metrics.jsonl").read_bytes(), re.MULTILINE)[-1])
+    except (FileNotFoundError, IndexError):
+        return 0
+
+
+def test_a_process_killed_and_signalled_at_random_ends_bit_for_bit_the_same(tmp_path, tiny, maze_file, monkeypatch):
+    """kill -9, SIGTERM, kill -9, Ctrl-C, then to the end with a real evaluation; against a run in this process."""
+    rng, run = random.Random(5), tmp_path / "run"
+    environment = dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="1", PYTHONPATH=str(Path(__file__).parents[1]), PYTHONUNBUFFERED="1")
+    environment |= dict(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    command = [sys.executable, "-m", "tql", "train", tiny.task, *OPTIONS.split(), "--data", maze_file, "--out", run]
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, None):
+        resume = ["--resume"] if run.exists() else []
+        process = subprocess.Popen([*command, *resume], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            if number:
+                goal = last_step(run) + rng.randrange(30, 150)
+                while last_step(run) < goal and process.poll() is None:
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, 0.05))
+                process.send_signal(number)
+            output, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        logged, config = last_step(run), runs.read_settings(run).config
+        newest = int(runs.trained_agent(run).step)
+        for path in runs.checkpoints(run):
+            checkpoint.load(path, config)
+        assert "Traceback" not in errors
+        if number is signal.SIGKILL:
+            assert process.returncode == -9 and newest >= (logged - 1) // 20 * 20 > 0
+        elif number:
+            assert process.returncode == 1 and newest == logged
+            assert errors.splitlines()[-1] == f"tql: stopped by {number.name} at update {newest}; saved. Go on with --resume."
+        else:
+            assert process.returncode == 0 and f"metrics: {run / 'metrics.jsonl'}" in output
+            assert "one-step policy: solved " in output and "behaviour flow alone: solved " in output
+
+    assert [line["step"] for line in runs.read_metrics(run)] == list(range(5, 901, 5))
+    assert [json.loads(line)["policy"] for line in (run / "evaluation.jsonl").read_text().splitlines()] == ["policy", "behaviour"]
+    assert steps_of(run) == [900, 880] and (run / "plot.png").exists()
+    runs.train(*runs.start(config, maze_file, tmp_path / "whole"), tmp_path / "whole", workers=1)
+    assert_same_arrays(runs.trained_agent(run), runs.trained_agent(tmp_path / "whole"))
+    assert metrics_of(run) == metrics_of(tmp_path / "whole")
