@@ -23,7 +23,7 @@ class Data:
     seed: int = 0
     """One seed makes the dataset, whatever the number of workers."""
     workers: int = 2
-    """Processes that simulate, about 0.3 GB of memory each."""
+    """Processes that simulate, about 0.6 GB of memory each."""
     out: Path = Path("data")
     """Directory for NAME.npz, NAME-val.npz and NAME.json (the manifest); existing files are never overwritten."""
     source: Annotated[Path | None, arg(name="from")] = None

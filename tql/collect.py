@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tql.config import Task
-from tql.environment import _THREADS, _bare_children, make
+from tql.environment import BLAS_THREADS, bare_children, make
 from tql.publish import Spool, free_files, publish, terminated_like_ctrl_c
 from tql.scripted import SCRIPTS, Episode, make_episode
 from tql.validate import MIN_ROWS, Files, read_pair, sha256, versions
@@ -164,7 +164,7 @@ def _episodes(
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, Any] = {}
     try:
-        with _bare_children({"MUJOCO_GL": "disable"} | dict.fromkeys(_THREADS, "1")), _without_ctrl_c():
+        with bare_children({"MUJOCO_GL": "disable"} | dict.fromkeys(BLAS_THREADS, "1")), _without_ctrl_c():
             for _ in range(workers):
                 here, there = context.Pipe()
                 processes[here] = context.Process(target=_work, args=(there, task, seed, rows), daemon=True)

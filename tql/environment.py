@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from tql.config import Task
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerError(RuntimeError):
@@ -98,7 +98,7 @@ class Environments:
         self.processes: list[multiprocessing.process.BaseProcess] = []
         context = multiprocessing.get_context("spawn")
         try:
-            with _bare_children({"MUJOCO_GL": gl} | dict.fromkeys(_THREADS, "1")):
+            with bare_children({"MUJOCO_GL": gl} | dict.fromkeys(BLAS_THREADS, "1")):
                 for slots in self._slots:
                     here, there = context.Pipe()
                     process = context.Process(target=_work, args=(there, task, slots, options), daemon=True)
@@ -206,7 +206,7 @@ def _work(connection: Connection, task: Task, slots: list[int], options: dict[st
 
 
 @contextlib.contextmanager
-def _bare_children(variables: dict[str, str]) -> Iterator[None]:
+def bare_children(variables: dict[str, str]) -> Iterator[None]:
     """Processes spawned here get these environment variables, and do not run the caller's script again.
 
     `multiprocessing` imports the main script into every spawned child: without a `__main__` guard that would run it once
