@@ -225,7 +225,8 @@ def test_rewards_of_shape_batch_1():
     noise = jax.vmap(lambda k: draw_noise(N_A, key=k))(jr.split(jr.key(0), 3))
     agent = fresh()
     with pytest.raises(TypeCheckError, match=r"f32\[3,1\]|f32\[1\]|f32\[2\]"):
-        loop.critic_loss(agent.critic, agent.target_critic, agent.actor, agent.controller, smuggled, noise, 0.9)
+        held = (agent.target_critic, agent.actor, agent.controller)
+        eqx.filter_eval_shape(loop.critic_loss, agent.critic, *held, smuggled, noise, 0.9)
 
 
 def test_a_batch_with_a_row_missing():
