@@ -58,7 +58,7 @@ def test_euler_has_order_one(x64, getkey):
 def test_euler_by_hand(getkey):
     """Two steps of v = s + x + 4 t from x = 0.1 at s = -1.5: v = -1.4, then x = -0.6 and v = -1.5 - 0.6 + 2 = -0.1; x = -0.65.
 
-    The time is that of a step's beginning: its end would give 0.
+    The time is that of a step's beginning: with its end x would go to 1.85.
     """
     actor = flow_by_hand(getkey, [[1.0]], [[1.0]], [4.0], [0.0], 2)
     assert actor.behaviour(jnp.array([-1.5]), jnp.array([0.1])) == pytest.approx([-0.65], abs=1e-6)
