@@ -64,7 +64,8 @@ def tiny_settings(preset: str, **changes) -> Config:
     config = PRESETS[preset](MAZE)
     every = dict(updates_per_call=5, log_every=5, checkpoint_every=10, evaluate_every=15, episodes=3)
     actor = replace(config.actor, hidden=(16,), flow_steps=3)
-    return replace(config, seed=3, steps=40, batch_size=7, warmup=2, critic=CriticConfig(d_model=32, layers=1), actor=actor, **every, **changes)
+    sizes = dict(steps=40, batch_size=7, warmup=2, critic=CriticConfig(d_model=32, layers=1), actor=actor)
+    return replace(config, seed=3, **sizes, **every, **changes)
 
 
 TINY_OPTIONS = (

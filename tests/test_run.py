@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -29,6 +30,7 @@ from tql import run as runs
 from tql.checkpoint import named_arrays
 from tql.config import Task
 from tql.environment import WorkerError
+from tql.evaluate import run_episodes
 from tql.run import Diverged, Interrupted, RunError
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
@@ -435,6 +437,19 @@ def test_an_evaluation_that_is_recorded_is_not_repeated(finished, tmp_path, monk
     assert (run / "evaluation.jsonl").read_bytes().startswith(content)
 
 
+def test_a_real_evaluation(finished, tmp_path, monkeypatch):
+    """In the simulator, with episodes cut short."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "evaluation.jsonl").unlink()
+    monkeypatch.setattr(runs, "run_episodes", partial(run_episodes, max_steps=7, progress=False))
+    results = runs.evaluate(runs.trained_agent(run), run, episodes=2, workers=1)
+    rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["policy"], row["episode"], row["length"]) for row in rows] == [
+        (40, policy, episode, 7) for policy in ("policy", "behaviour") for episode in (0, 1)
+    ]
+    assert [row["return"] for row in rows] == [-7.0] * 4 and results["policy"][1].seed == rows[1]["seed"] == rows[3]["seed"]
+
+
 def test_policies_by_name(finished):
     agent = runs.trained_agent(finished)
     states, episodes = np.ones((3, 2), np.float32), np.arange(3)
@@ -469,42 +484,37 @@ def last_step(run):
         return 0
 
 
-def test_a_process_killed_and_signalled_at_random_ends_bit_for_bit_the_same(tmp_path, tiny, maze_file, monkeypatch):
-    """kill -9, SIGTERM, kill -9, Ctrl-C, then to the end with a real evaluation; against a run in this process."""
+def test_a_process_killed_and_signalled_at_random_ends_bit_for_bit_the_same(tmp_path, tiny, maze_file):
+    """kill -9, SIGTERM, kill -9, Ctrl-C, then to the end; against a run that nothing interrupted."""
     rng, run = random.Random(5), tmp_path / "run"
     environment = dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="1", PYTHONPATH=str(Path(__file__).parents[1]), PYTHONUNBUFFERED="1")
     environment |= dict(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
     command = [sys.executable, "-m", "tql", "train", tiny.task, *OPTIONS.split(), "--data", maze_file, "--out", run]
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, None):
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
         resume = ["--resume"] if run.exists() else []
         process = subprocess.Popen([*command, *resume], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            if number:
-                goal = last_step(run) + rng.randrange(30, 100)
-                while last_step(run) < goal and process.poll() is None:
-                    time.sleep(0.02)
-                time.sleep(rng.uniform(0, 0.05))
-                process.send_signal(number)
-            output, errors = process.communicate(timeout=300)
+            goal = last_step(run) + rng.randrange(30, 100)
+            while last_step(run) < goal and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.05))
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=300)
         finally:
             process.kill()
         logged, config = last_step(run), runs.read_settings(run).config
-        newest = int(runs.trained_agent(run).step)
         for path in runs.checkpoints(run):
             checkpoint.load(path, config)
+        newest = int(runs.trained_agent(run).step)
         assert "Traceback" not in errors
         if number is signal.SIGKILL:
             assert process.returncode == -9 and newest >= (logged - 1) // 20 * 20 > 0
-        elif number:
+        else:
             assert process.returncode == 1 and newest == logged
             assert errors.splitlines()[-1] == f"tql: stopped by {number.name} at update {newest}; saved. Go on with --resume."
-        else:
-            assert process.returncode == 0 and f"metrics: {run / 'metrics.jsonl'}" in output
-            assert "one-step policy: solved " in output and "behaviour flow alone: solved " in output
 
-    assert [line["step"] for line in runs.read_metrics(run)] == list(range(5, 601, 5))
-    assert [json.loads(line)["policy"] for line in (run / "evaluation.jsonl").read_text().splitlines()] == ["policy", "behaviour"]
-    assert steps_of(run) == [600, 580] and (run / "plot.png").exists()
+    go_on(run, config)
     runs.train(*runs.start(config, maze_file, tmp_path / "whole"), tmp_path / "whole", workers=1)
-    assert_same_arrays(runs.trained_agent(run), runs.trained_agent(tmp_path / "whole"))
-    assert metrics_of(run) == metrics_of(tmp_path / "whole")
+    assert [line["step"] for line in runs.read_metrics(run)] == list(range(5, 601, 5))
+    assert steps_of(run) == [600, 580]
+    assert_same_run(run, tmp_path / "whole")
