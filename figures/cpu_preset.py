@@ -14,6 +14,8 @@ from tql.evaluate import wilson
 
 DATA = Path(__file__).parent / "data" / "cpu_preset"
 OUT = Path(__file__).parent / "cpu_preset.png"
+CONTROLS = ("tql", "none")
+"""Those that were recorded are drawn."""
 COLOURS = {"tql": "tab:blue", "none": "tab:red", "behaviour": "tab:gray"}
 LABELS = {"tql": "TQL", "none": "no control", "behaviour": "behaviour flow alone"}
 
@@ -36,12 +38,12 @@ def successes(run: str, policy: str) -> list[bool]:
 
 def draw_entropy(axis: Axes, layer: int, target: list) -> None:
     """Entropy of one layer, mean of its two token groups, every seed."""
-    for control in ("tql", "none"):
+    for control in CONTROLS:
         for i, run in enumerate(runs(control)):
             metrics = lines(DATA / f"{run}.metrics.jsonl")
             entropy = [np.mean(row["entropy"][layer]) for row in metrics]
-            axis.plot([row["step"] for row in metrics], entropy, color=COLOURS[control], alpha=0.8, linewidth=1,
-                      label=LABELS[control] if i == 0 else None)
+            label = LABELS[control] if i == 0 else None
+            axis.plot([row["step"] for row in metrics], entropy, color=COLOURS[control], linewidth=1, label=label)
     axis.axhline(target[layer][0], color="black", linestyle=":", linewidth=1, label="target")
     axis.set(title=f"attention entropy, layer {layer + 1}", xlabel="gradient updates", ylabel="nats", ylim=(0, 3.6))
     axis.legend(loc="lower left")
@@ -50,11 +52,8 @@ def draw_entropy(axis: Axes, layer: int, target: list) -> None:
 
 def draw_success(axis: Axes) -> None:
     """Success of the final checkpoint: every seed a point, their pool a bar with its Wilson interval."""
-    groups = {
-        "tql": [successes(run, "policy") for run in runs("tql")],
-        "none": [successes(run, "policy") for run in runs("none")],
-        "behaviour": [successes(run, "behaviour") for control in ("tql", "none") for run in runs(control)],
-    }
+    groups = {control: [successes(run, "policy") for run in runs(control)] for control in CONTROLS if runs(control)}
+    groups["behaviour"] = [successes(run, "behaviour") for control in CONTROLS for run in runs(control)]
     for x, (name, seeds) in enumerate(groups.items()):
         pooled = [success for seed in seeds for success in seed]
         rate, (low, high) = np.mean(pooled), wilson(sum(pooled), len(pooled))

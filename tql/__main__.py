@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -92,8 +92,9 @@ class Train:
         for policy, label in (("policy", "one-step policy"), ("behaviour", "behaviour flow alone")):
             if episodes := episodes_of(recorded(run / "evaluation.jsonl"), int(agent.step), policy):
                 print(f"{label}: {summary(episodes)}")
-        if expected := EXPECTED.get((self.preset, agent.config.task)):
-            print(f"what to expect: {expected}")
+        for (preset, task), expected in EXPECTED.items():
+            if replace(agent.config, seed=0) == PRESETS[preset](task):
+                print(f"what to expect: {expected}")
 
 
 @dataclass(frozen=True)

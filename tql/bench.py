@@ -112,7 +112,7 @@ def measure(d_model: int, batch_size: int, repeats: int, seconds: float) -> Row:
     plain(1)
 
     began = time.perf_counter()
-    chunk_size = 5
+    chunk_size = 20 if flops < 2e10 else 2  # a call should last neither milliseconds nor a minute
     chunk = train_chunk.lower((data, chunk_size), fresh).compile()
     compile_seconds = time.perf_counter() - began
     agent, _ = chunk((data, chunk_size), jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, fresh))
