@@ -220,3 +220,12 @@ def test_default_target_is_the_papers():
     np.testing.assert_allclose(default_target(37, 5, 2), [[3.009, 3.009], [2.509, 2.509]], atol=5e-4)
     assert default_target(7, 3, 1) == ((0.8 * math.log(11) - 0.5,) * 2,)
     check_target(default_target(2, 2, 2), 5)
+
+
+def test_no_temperature_weighs_more_than_the_limit_and_the_limit_stops_no_learning():
+    """The reference clips the temperature in the attention loss, at 100, and not in the temperature loss: e^6 = 403.4."""
+    controller = TemperaturePerGroup(((1.0, 1.0),), 11)
+    controller = eqx.tree_at(lambda c: c.log_alpha, controller, jnp.full((1, 2), 6.0))
+    H = jnp.full((1, 2), 0.5)
+    np.testing.assert_allclose(controller.attention_loss(H), -50.0, rtol=1e-6)
+    np.testing.assert_allclose(controller.temperature_loss(H), math.exp(6) * (0.5 - 1.0), rtol=1e-6)

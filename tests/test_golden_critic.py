@@ -117,7 +117,9 @@ def test_critic_from_arrays_names_what_is_wrong(golden):
     for broken, words in [
         ({k: v for k, v in good.items() if k != "block1/mlp_in/bias"}, "missing arrays: ['block1/mlp_in/bias']"),
         (good | {"block0/query_norm/scale": np.ones(32)}, "unknown arrays: ['block0/query_norm/scale']"),
-        ({k: v for k, v in good.items() if k != "value_token"}, "missing arrays: ['value_token']"),
+        ({k: v for k, v in good.items() if k != "value_token"}, "need 'value_token' [d_model]"),
+        (good | {"block300/foo": np.ones(3)}, "unknown arrays: ['block300/foo']"),
+        (good | {"value_token": np.float32(1.0)}, "'value_token': []"),
         (good | {"head0/out/kernel": np.ones((31, 1))}, "'head0/out/kernel' is float64[31, 1], but must be float[32, 1]"),
         (good | {"block0/query/kernel": good["block0/query/kernel"].reshape(64, 64)}, "must be float[64, 2, 32]"),
         (good | {"final_norm/bias": np.full(64, np.nan, np.float32)}, "'final_norm/bias' holds NaN or Inf"),
@@ -126,5 +128,6 @@ def test_critic_from_arrays_names_what_is_wrong(golden):
         with pytest.raises(CheckpointError) as error:
             critic_from_arrays(broken, HEADS)
         assert words in str(error.value)
-    with pytest.raises(CheckpointError, match="not a multiple of heads 3"):
-        critic_from_arrays(good, 3)
+    for heads in (3, 0):
+        with pytest.raises(CheckpointError, match=f"not a multiple of heads {heads}"):
+            critic_from_arrays(good, heads)

@@ -46,7 +46,7 @@ def config(golden, schedule="fast"):
         critic=CriticConfig(d_model=64),
         actor=ActorConfig(hidden=(32, 32, 32, 32), alpha_bc=golden["config/alpha"].item()),
         control=ControlConfig(target=tuple(map(tuple, golden["config/entropy_target"].tolist()))),
-        **{"log_every": steps, "checkpoint_every": steps, "evaluate_every": steps},
+        **{"updates_per_call": 1, "log_every": steps, "checkpoint_every": steps, "evaluate_every": steps},
     )
 
 

@@ -338,9 +338,9 @@ def test_start_refuses_a_directory_with_something_in_it(tmp_path, tiny, maze_fil
 def test_start_leaves_nothing_where_the_data_or_the_settings_are_wrong(tmp_path, tiny, maze_file):
     with pytest.raises(FileNotFoundError, match="no such file"):
         runs.start(tiny, tmp_path / "missing.npz", tmp_path / "run")
-    two_layers = replace(tiny, control=replace(tiny.control, target=((1.0, 1.0), (1.0, 1.0))))
-    with pytest.raises(ValueError, match="2 pairs for 1 layers"):
-        runs.start(two_layers, maze_file, tmp_path / "run")
+    out_of_reach = replace(tiny, control=replace(tiny.control, target=((9.0, 9.0),)))
+    with pytest.raises(ValueError, match="not between 0 and ln"):
+        runs.start(out_of_reach, maze_file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,12 +1,13 @@
 """Transformer Q-Learning in Equinox: one concept per file.
 
-Importing the package turns the shape checks on: every function of `tql` is given to beartype, so a wrong shape fails at the door
-of the function that received it, with both shapes in the message. `JAXTYPING_DISABLE=1` turns the checks off, for stepping with
+Importing the package turns the shape checks on: the functions of `tql` are given to beartype, so a wrong shape fails at the door of
+the function that received it, with both shapes in the message. `JAXTYPING_DISABLE=1` turns the checks off, for stepping with
 a debugger through the bare code.
 """
 
 import os
 
+from beartype import BeartypeConf
 from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
@@ -20,4 +21,5 @@ _WITH_JAX = (
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):
     install_import_hook(_WITH_JAX, "beartype.beartype")
-    beartype_packages(_WITHOUT_JAX)
+    # An int where a float is asked for is fine: alpha_bc=300.
+    beartype_packages(_WITHOUT_JAX, conf=BeartypeConf(is_pep484_tower=True))

@@ -52,7 +52,7 @@ class Train:
     preset: str = "cpu"
     """Where the settings start from; other options override them. cpu, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
     out: Path | None = None
-    """Run directory; runs/TASK-PRESET-SEED unless given."""
+    """Run directory; runs/TASK-PRESET-seedN unless given."""
     data: Path | None = None
     """Dataset in OGBench's format; data/NAME.npz unless given, and generated if that is missing."""
     resume: bool = False
@@ -61,13 +61,15 @@ class Train:
     """Processes that simulate, for generation and evaluation."""
 
     def __call__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: at least 1 process is needed.")
         task = Task.parse(self.config.task)
         run = self.out or Path("runs") / f"{task.single_task_name}-{self.preset}-seed{self.config.seed}"
         dataset = self.data or Path("data") / f"{task.dataset_name}.npz"
         from tql import run as runs
 
         if self.resume:
-            agent, data = runs.resume(run, task, self.config if self.changed() else None)
+            agent, data = runs.resume(run, task, self.config if self.changed() else None, self.data)
         else:
             if self.data is None and not dataset.exists():
                 print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
@@ -79,7 +81,7 @@ class Train:
         self.report(run, agent)
 
     def changed(self) -> bool:
-        """Whether a setting or a preset was given on the command line."""
+        """Whether the command line asks for other settings than the default preset's."""
         return self.preset != Train.preset or self.config != PRESETS[self.preset](self.config.task)
 
     def report(self, run: Path, agent) -> None:

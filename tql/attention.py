@@ -58,8 +58,8 @@ class SoftmaxAttention(AbstractAttention):
     heads: int = eqx.field(static=True)
 
     def __init__(self, d_model: int, heads: int, *, key: PRNGKeyArray):
-        """Raises `ValueError` if the heads do not share the width evenly."""
-        if d_model % heads:
+        """Raises `ValueError` if there is no head, or if the heads do not share the width evenly."""
+        if heads < 1 or d_model < 1 or d_model % heads:
             raise ValueError(f"d_model {d_model} is not a multiple of heads {heads}; every head needs d_model / heads channels.")
         k_query, k_key, k_value, k_out = jr.split(key, 4)
         self.query = Linear(lecun_normal, d_model, d_model, key=k_query)

@@ -72,7 +72,7 @@ def load(path: Path, config: Config) -> Agent:
     n_s, n_a, arrays = _parse(path, _read(path))
     skeleton = eqx.filter_eval_shape(initialise, n_s, n_a, config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(skeleton)
-    names = [jax.tree_util.keystr(keypath).lstrip(".") for keypath, leaf in leaves if eqx.is_array_like(leaf) or _is_struct(leaf)]
+    names = [jax.tree_util.keystr(keypath).lstrip(".") for keypath, leaf in leaves if _is_struct(leaf)]
     _same_names(path, set(arrays), set(names))
     return jax.tree_util.tree_unflatten(
         structure, [_restore(path, jax.tree_util.keystr(keypath).lstrip("."), leaf, arrays) for keypath, leaf in leaves]
@@ -172,18 +172,23 @@ def critic_from_arrays(arrays: dict[str, np.ndarray], heads: int) -> Critic:
     layers and the ensemble are read off the names and shapes. Raises `CheckpointError` that names every missing or extra array,
     or the first one of a wrong shape or with a non-finite value.
     """
-    for name in ("value_token", "position_embedding", "state_projection/kernel"):
-        if name not in arrays:
-            raise CheckpointError(f"arrays of a critic: missing arrays: ['{name}'].")
-    d_model = arrays["value_token"].shape[-1]
-    layers = 1 + max((int(m[1]) for name in arrays if (m := re.match(r"block(\d+)/", name))), default=0)
-    ensemble = 1 + max((int(m[1]) for name in arrays if (m := re.match(r"head(\d+)/", name))), default=0)
-    if d_model % heads:
+    sizes = {name: arrays[name] for name in ("value_token", "position_embedding") if name in arrays}
+    if len(sizes) < 2 or sizes["value_token"].ndim != 1 or sizes["position_embedding"].ndim != 2:
+        shapes = {name: list(array.shape) for name, array in sizes.items()}
+        raise CheckpointError(
+            f"arrays of a critic: need 'value_token' [d_model] and 'position_embedding' [n_s + n_a, d_model] to know its sizes; "
+            f"got {shapes or 'neither'}."
+        )
+    (d_model,), tokens = sizes["value_token"].shape, sizes["position_embedding"].shape[0]
+    # By distinct numbers, so that one stray name is named as unknown and does not ask for hundreds of blocks.
+    layers = max(1, len({m[1] for name in arrays if (m := re.match(r"block(\d+)/", name))}))
+    ensemble = max(1, len({m[1] for name in arrays if (m := re.match(r"head(\d+)/", name))}))
+    if heads < 1 or d_model < 1 or d_model % heads:
         raise CheckpointError(f"arrays of a critic: width {d_model} is not a multiple of heads {heads}.")
 
     # The arrays hold n_s + n_a, not the two; the critic takes any pair of sizes with that sum.
     critic = Critic(
-        *(arrays["position_embedding"].shape[0], 0),
+        *(tokens, 0),
         d_model=d_model,
         layers=layers,
         heads=heads,

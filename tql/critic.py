@@ -86,10 +86,11 @@ class Critic(AbstractCritic):
             raise ValueError(f"d_model {d_model} is not a multiple of {D_HEAD}; choose another width or give heads.")
         if layers < 1 or ensemble < 1:
             raise ValueError(f"a critic needs at least one layer and one Q head; got layers {layers}, ensemble {ensemble}.")
+        heads = d_model // D_HEAD if heads is None else heads
         k_tokenizer, k_attention, k_block, k_heads = jr.split(key, 4)
         self.tokenizer = make_tokenizer(n_s, n_a, d_model, key=k_tokenizer)
         self.blocks = tuple(
-            Block(make_attention(d_model, heads or d_model // D_HEAD, key=k_a), key=k_b)
+            Block(make_attention(d_model, heads, key=k_a), key=k_b)
             for k_a, k_b in zip(jr.split(k_attention, layers), jr.split(k_block, layers))
         )
         self.final_norm = eqx.nn.LayerNorm(d_model, eps=NORM_EPS)

@@ -18,6 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+ALPHA_MAX = 100.0
+"""Of the reference's configuration; out of reach unless a target cannot be met."""
+
 Target = tuple[tuple[float, float], ...]
 """One pair (`[VALUE]`, others) per layer, in nats."""
 
@@ -30,6 +33,8 @@ def default_target(n_s: int, n_a: int, layers: int) -> Target:
 
 def check_target(target: Target, n: int) -> None:
     """Raises `ValueError` unless every layer has a pair of targets in (0, ln n): `n` tokens cannot have more entropy."""
+    if not target:
+        raise ValueError("the entropy target is empty; give one pair ([VALUE], others) per layer.")
     for layer, pair in enumerate(target):
         if len(pair) != 2:
             raise ValueError(f"the entropy target of layer {layer} is {pair}; give a pair ([VALUE], others).")
@@ -58,8 +63,12 @@ class AbstractEntropyController(eqx.Module):
         raise NotImplementedError
 
     def attention_loss(self, H: Float[Array, "layers 2"]) -> Float[Array, ""]:
-        r"""$\langle -\mathrm{sg}(\alpha)\,H \rangle$: what the critic descends besides its TD loss."""
-        return jnp.mean(-jax.lax.stop_gradient(self.alpha()) * H)
+        r"""$\langle -\mathrm{sg}(\alpha)\,H \rangle$: what the critic descends besides its TD loss.
+
+        As in the reference, no temperature weighs more than `ALPHA_MAX` here; the temperature loss knows no limit.
+        """
+        alpha = jnp.minimum(self.alpha(), ALPHA_MAX)
+        return jnp.mean(-jax.lax.stop_gradient(alpha) * H)
 
     def temperature_loss(self, H: Float[Array, "layers 2"]) -> Float[Array, ""]:
         r"""$\langle \alpha\,(\mathrm{sg}(H) - T) \rangle$: what the temperatures descend."""

@@ -1,4 +1,4 @@
-"""How often a policy solves its task in the real environment: seeded episodes, success rate with its interval, a video.
+"""How often a policy solves its task in the real environment: seeded episodes, success rate with its interval.
 
 OGBench's protocol (paper, section 5): 50 episodes; an episode ends when the task is solved or at OGBench's step limit;
 success is `info["success"]` of its last step.

@@ -29,6 +29,7 @@ class Linear(eqx.Module):
         self.d_in, self.d_out = d_in, d_out
 
     def __call__(self, x: Float[Array, "*rows {self.d_in}"]) -> Float[Array, "*rows {self.d_out}"]:
+        # Rows are made explicit: broadcasting over ranks is what hides a [batch, 1] that should be [batch].
         bias = jnp.broadcast_to(self.bias, (*x.shape[:-1], self.d_out))
         return x @ self.weight.T + bias
 

@@ -1,4 +1,4 @@
-r"""TQL on one screen: the agent's state, its three losses, one update, and a chunk of updates in one compiled `scan`."""
+r"""The agent's state, its three losses, one update (`update_with_noise`), and a chunk of updates in one compiled `scan`."""
 
 from typing import NamedTuple
 
@@ -171,7 +171,8 @@ def update_with_noise(agent: Agent, batch: Batch, noise: Noise) -> tuple[Agent, 
 def train_chunk(dataset_and_updates: tuple[Batch, int], agent: Agent) -> tuple[Agent, Metrics]:
     """A number of updates in one `scan`; every metric is stacked over them. The agent passed in is consumed (donated).
 
-    Batches are drawn inside, uniformly with replacement, so nothing goes to the host within a chunk.
+    Batches are drawn inside, uniformly with replacement, so nothing goes to the host within a chunk. Dataset and number come as one
+    argument because donation spares the first argument only.
     """
     dataset, updates = dataset_and_updates
     arrays, static = eqx.partition(agent, eqx.is_array)
@@ -184,13 +185,6 @@ def train_chunk(dataset_and_updates: tuple[Batch, int], agent: Agent) -> tuple[A
 
     arrays, metrics = jax.lax.scan(body, arrays, None, length=updates)
     return eqx.combine(arrays, static), metrics
-
-
-CONTROLLERS = {
-    "none": NoControl,
-    "single": SingleTemperature,
-    "tql": TemperaturePerGroup,
-}
 
 
 class SeedKeys(NamedTuple):
@@ -231,14 +225,17 @@ def make_actor(n_s: int, n_a: int, config: Config, *, key: PRNGKeyArray) -> Abst
 
 
 def make_controller(n_s: int, n_a: int, config: Config) -> AbstractEntropyController:
-    """The controller that `config.control` asks for. Raises `ValueError` unless the target has one pair per layer."""
-    target = config.control.target or default_target(n_s, n_a, config.critic.layers)
-    if len(target) != config.critic.layers:
-        raise ValueError(
-            f"the entropy target {target} has {len(target)} pairs for {config.critic.layers} layers; "
-            "give one pair ([VALUE], other tokens) per layer."
-        )
+    """The controller that `config.control` asks for. Raises `ValueError` for a target that n tokens cannot have."""
+    target = config.control.target
+    if target is None:
+        target = default_target(n_s, n_a, config.critic.layers)
     n = 1 + n_s + n_a
-    if config.control.kind == "fixed":
-        return FixedPenalty(target, n, config.control.coefficient)
-    return CONTROLLERS[config.control.kind](target, n)
+    match config.control.kind:
+        case "none":
+            return NoControl(target, n)
+        case "fixed":
+            return FixedPenalty(target, n, config.control.coefficient)
+        case "single":
+            return SingleTemperature(target, n)
+        case "tql":
+            return TemperaturePerGroup(target, n)

@@ -64,19 +64,24 @@ class Settings:
     dataset_sha256: str
     target: tuple[tuple[float, float], ...]
     """The entropy target in force, in nats, also where the configuration leaves it to the default."""
+    versions: dict[str, str]
 
 
 def write_settings(run: Path, agent: Agent, dataset: Path) -> None:
     """Everything that determines the run, and what it ran on."""
-    packages = ("jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
     content = {
         "config": asdict(agent.config),
         "dataset": {"file": str(dataset.resolve()), "sha256": sha256(dataset)},
         "target": agent.controller.target,
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": _versions(),
         "device": jax.devices()[0].device_kind,
     }
     _write_whole(run / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def read_settings(run: Path) -> Settings:
@@ -85,7 +90,11 @@ def read_settings(run: Path) -> Settings:
         content = json.loads((run / "config.json").read_text())
         target = tuple(tuple(pair) for pair in content["target"])
         return Settings(
-            config_from_dict(content["config"]), Path(content["dataset"]["file"]), content["dataset"]["sha256"], target
+            config_from_dict(content["config"]),
+            Path(content["dataset"]["file"]),
+            content["dataset"]["sha256"],
+            target,
+            {name: content["versions"][name] for name in _versions()},
         )
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{run}: holds no run of tql (no config.json); give the directory that train wrote with --out.") from None
@@ -193,7 +202,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 def start(config: Config, dataset: Path, run: Path) -> tuple[Agent, Batch]:
     """A fresh agent and its data; makes the run directory. Raises `RunError` if there is something in it."""
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
         raise RunError(f"{run}: exists and is not empty; continue it with --resume or choose another directory with --out.")
     data, _ = load(Task.parse(config.task), dataset)
     agent = initialise(data.observations.shape[1], data.actions.shape[1], config)
@@ -202,9 +211,10 @@ def start(config: Config, dataset: Path, run: Path) -> tuple[Agent, Batch]:
     return agent, data
 
 
-def resume(run: Path, task: Task, asked: Config | None) -> tuple[Agent, Batch]:
+def resume(run: Path, task: Task, asked: Config | None, dataset: Path | None = None) -> tuple[Agent, Batch]:
     """The agent of the newest whole checkpoint, or a fresh one if none was written, and the data it was trained on.
 
+    `dataset` is where the dataset is now, if it was moved. Warns if the run began with other versions, which may round otherwise.
     Raises `RunError` if the dataset is not the same file any more, if `task` or `asked` (both from the command line) differ, or if there
     are checkpoints and none can be used: starting over would throw the run away.
     """
@@ -213,11 +223,14 @@ def resume(run: Path, task: Task, asked: Config | None) -> tuple[Agent, Batch]:
         raise RunError(f"{run}: was started on {settings.config.task}, not on {task.name}; give its own task to resume.")
     if asked is not None and (found := differences(asked, settings.config)):
         raise RunError(f"{run}: was started with other settings ({'; '.join(found)}); leave them out to resume, or start another run.")
-    if not settings.dataset.exists() or sha256(settings.dataset) != settings.dataset_sha256:
+    dataset = dataset or settings.dataset
+    if not dataset.exists() or sha256(dataset) != settings.dataset_sha256:
         raise RunError(
-            f"{settings.dataset}: is not the file that {run} was trained on (missing, or another SHA-256); put it back to resume."
+            f"{dataset}: is not the file that {run} was trained on (missing, or another SHA-256); put it back, or give it with --data."
         )
-    data, _ = load(Task.parse(settings.config.task), settings.dataset)
+    if changed := [f"{name} {was} (now {_versions()[name]})" for name, was in settings.versions.items() if _versions()[name] != was]:
+        print(f"{run}: began with {', '.join(changed)}; what follows need not be bitwise what it would have been.", file=sys.stderr)
+    data, _ = load(task, dataset)
     agent = newest_agent(run, settings.config)
     if agent is None and checkpoints(run):
         raise RunError(f"{run}: none of its checkpoints can be used; move them away to train it again from update 0.")
@@ -243,11 +256,13 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
     """
     config, step = agent.config, int(agent.step)
     inputs = data, config.updates_per_call
-    chunk = train_chunk.lower(inputs, agent).compile() if step < config.steps else None
+    # Compiled ahead, so that signals are caught only once it is done; with jit switched off there is nothing to compile.
+    compiled = step < config.steps and not jax.config.jax_disable_jit
+    chunk = train_chunk.lower(inputs, agent).compile() if compiled else train_chunk
     with _signals() as stop, _bar(agent) as bar, open(run / "metrics.jsonl", "a") as log:
         while True:
             # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
-            evaluation_due = step > 0 and step % config.evaluate_every == 0 or step == config.steps
+            evaluation_due = step == config.steps or (step > 0 and step % config.evaluate_every == 0)
             if evaluation_due and isinstance(agent.actor, FlowActor):
                 bar.clear()
                 evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)

@@ -93,8 +93,7 @@ def read(file: Path, task: Task, columns: dict[str, int | None]) -> dict[str, np
             _check_headers(file, task, columns, headers)
             arrays = {}
             for name in columns:
-                with archive.open(f"{name}.npy") as member:
-                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                arrays[name] = _array(file, name, archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         # OSError: `read_array` and `zipfile` report some kinds of damage so.
         raise DatasetError(f"{file}: damaged, or not a NumPy archive ({error}); copy, download or make it again.") from error
@@ -108,11 +107,21 @@ def read(file: Path, task: Task, columns: dict[str, int | None]) -> dict[str, np
     return arrays
 
 
+def _array(file: Path, name: str, archive: zipfile.ZipFile) -> np.ndarray:
+    try:
+        with archive.open(f"{name}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    except Exception as error:  # NumPy, zipfile and three decompressors have a dozen kinds of them for damaged bytes
+        raise DatasetError(f"{file}: array '{name}' is damaged ({error!r}); copy, download or make the file again.") from error
+
+
 def _headers(file: Path, archive: zipfile.ZipFile) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and type of every array, from the first bytes of each; the data stay unread."""
     headers = {}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
+        if name == member.filename:
+            raise DatasetError(f"{file}: '{name}' is no array (its name does not end in .npy); a dataset holds arrays only.")
         if name in headers:
             raise DatasetError(f"{file}: array '{name}' occurs twice.")
         with archive.open(member) as opened:
