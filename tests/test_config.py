@@ -110,6 +110,7 @@ def test_any_other_text_is_refused_with_a_name_that_exists(text):
         (dict(discount=math.nan), "discount nan"),
         (dict(tau=0.0), r"tau 0.0 in \(0, 1\]"),
         (dict(tau=1.1), "tau 1.1"),
+        (dict(critic=CriticConfig(layers=3), control=ControlConfig(target=((1.0, 1.0),))), "has 1 pairs for 3 layers"),
         (dict(warmup=500_000), "steps 1000000 leave no room for the cosine after a warm-up of 500000"),
     ],
 )
@@ -126,14 +127,16 @@ def test_settings_at_their_limits_are_taken():
 pairs = st.tuples(st.floats(0.1, 3), st.floats(0.1, 3))
 critics = st.fixed_dictionaries(dict(d_model=st.integers(1, 4096), layers=st.integers(1, 4), heads=st.none() | st.integers(1, 32)))
 actors = st.fixed_dictionaries(dict(kind=st.sampled_from(["flow", "dataset"]), hidden=st.lists(st.integers(1, 600), max_size=4).map(tuple)))
-controls = st.fixed_dictionaries(dict(kind=st.sampled_from(["none", "fixed", "single", "tql"]), target=st.none() | st.tuples(pairs, pairs)))
+targets = st.none() | st.lists(pairs, min_size=1, max_size=3).map(tuple)
+controls = st.fixed_dictionaries(dict(kind=st.sampled_from(["none", "fixed", "single", "tql"]), target=targets))
 others = st.fixed_dictionaries(dict(seed=st.integers(0, 2**31), tau=st.floats(1e-6, 1), critic_lr=st.floats(1e-9, 1)))
 
 
 @settings(deadline=None)
 @given(critics, actors, controls, others)
 def test_settings_come_back_from_json(critic, actor, control, other):
-    parts = dict(critic=CriticConfig(**critic), actor=ActorConfig(**actor), control=ControlConfig(**control))
+    layers = len(control["target"] or ()) or critic["layers"]
+    parts = dict(critic=CriticConfig(**critic | {"layers": layers}), actor=ActorConfig(**actor), control=ControlConfig(**control))
     config = Config(task=CUBE, **parts, **other)
     assert config_from_dict(json.loads(json.dumps(asdict(config)))) == config
 

@@ -116,15 +116,14 @@ def check_policy(task: Task, targets: Counter[tuple[str, bool]]) -> dict[str, An
 
 
 def adopt(task: Task, file: Path, out: Path) -> Path:
-    """Takes a dataset that exists, for example an official one: validated, then linked or copied to `out` with a manifest.
+    """Takes a dataset that exists, for example an official one: validated, then copied to `out` with a manifest.
 
     Its validation file must lie beside it. A manifest beside it is checked and kept. Raises `FileNotFoundError`,
     `FileExistsError` and `validate.DatasetError`; the given files stay as they are.
     """
     old, files = Files.of(file), free_files(task, out)
-    environment = make(task)
-    read_pair(task, file, environment)
-    environment.close()
+    with contextlib.closing(make(task)) as environment:
+        read_pair(task, file, environment)
     manifest = {"dataset": task.dataset_name, "made_by": f"taken from {file.name}", "versions": {}}
     if old.manifest.exists():
         manifest = json.loads(old.manifest.read_text(encoding="utf-8"))

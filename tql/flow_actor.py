@@ -5,6 +5,7 @@ $\mu(s, z)$ maps the same noise to an action in one step; it is what acts, and w
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -45,6 +46,8 @@ class AbstractActor(eqx.Module):
 
     n_s: eqx.AbstractVar[int]
     n_a: eqx.AbstractVar[int]
+    policies: eqx.AbstractClassVar[tuple[str, ...]]
+    """What is evaluated in the environment, of `run.POLICIES`; empty if there is nothing to act with."""
 
     @abc.abstractmethod
     def act(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
@@ -62,7 +65,7 @@ class AbstractActor(eqx.Module):
     def losses(
         self, critic: AbstractCritic, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], noise: Noise
     ) -> ActorLosses:
-        """The parts of the loss for one transition of the dataset; gradients reach the actor alone."""
+        """The parts of the loss for one transition of the dataset; training differentiates the actor alone."""
         raise NotImplementedError
 
 
@@ -89,6 +92,7 @@ class MLP(eqx.Module):
 class FlowActor(AbstractActor):
     """Behaviour flow $v(s, x_t, t)$ and one-step policy $\\mu(s, z)$, two MLPs of the same widths."""
 
+    policies: ClassVar[tuple[str, ...]] = ("policy", "behaviour")
     flow: MLP
     one_step: MLP
     flow_steps: int = eqx.field(static=True)
@@ -156,6 +160,7 @@ class DatasetActor(AbstractActor):
     Not in the paper: the cheapest setting in which a critic collapses.
     """
 
+    policies: ClassVar[tuple[str, ...]] = ()
     n_s: int = eqx.field(static=True)
     n_a: int = eqx.field(static=True)
 

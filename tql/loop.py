@@ -188,7 +188,7 @@ def train_chunk(dataset_and_updates: tuple[Batch, int], agent: Agent) -> tuple[A
 
 
 class SeedKeys(NamedTuple):
-    """The keys that one seed stands for, each for one use."""
+    """The keys that one seed stands for, each for one purpose."""
 
     critic: PRNGKeyArray
     actor: PRNGKeyArray

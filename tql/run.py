@@ -263,7 +263,7 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
         while True:
             # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
             evaluation_due = step == config.steps or (step > 0 and step % config.evaluate_every == 0)
-            if evaluation_due and isinstance(agent.actor, FlowActor):
+            if evaluation_due and agent.actor.policies:
                 bar.clear()
                 evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
             if step == config.steps:
@@ -338,15 +338,20 @@ def behaviour_action(actor: FlowActor, s: Float[Array, " {actor.n_s}"], key: PRN
 
 
 POLICIES = {"policy": policy_action, "behaviour": behaviour_action}
+"""By the names that are recorded. All act on the same episodes with the same noise."""
 
 
 def wave_policy(agent: Agent, name: str) -> Policy:
     """The policy of that name for waves of episodes. Raises `RunError` for an agent without one."""
-    if not isinstance(agent.actor, FlowActor):
-        raise RunError("this run trained a critic only (actor.kind = dataset): it has no policy to act with.")
-    if name not in POLICIES:
-        raise RunError(f"there is no policy '{name}'; choose one of {', '.join(POLICIES)}.")
+    _check_can_act(agent)
+    if name not in agent.actor.policies:
+        raise RunError(f"there is no policy '{name}'; choose one of {', '.join(agent.actor.policies)}.")
     return as_policy(eqx.Partial(POLICIES[name], agent.actor), seed_keys(agent.config.seed).evaluation)
+
+
+def _check_can_act(agent: Agent) -> None:
+    if not agent.actor.policies:
+        raise RunError("this run trained a critic only (actor.kind = dataset): it has no policy to act with.")
 
 
 def evaluate(
@@ -354,11 +359,12 @@ def evaluate(
 ) -> dict[str, list[Episode]]:
     """Episodes of every policy in the real environment, appended to `evaluation.jsonl`; those already there are not run again.
 
-    Raises `Interrupted` between two environment steps once `stop` is not empty.
+    Raises `RunError` if the agent has no policy, and `Interrupted` between two environment steps once `stop` is not empty.
     """
+    _check_can_act(agent)
     config, step, file = agent.config, int(agent.step), run / "evaluation.jsonl"
     results = {}
-    for name in POLICIES:
+    for name in agent.actor.policies:
         policy = _interruptible(wave_policy(agent, name), stop)
         if len(episodes_of(recorded(file), step, name)) < episodes:
             task = Task.parse(config.task)
