@@ -207,7 +207,7 @@ def paper(task: str, size: str) -> Config:
 
 
 def cpu(task: str) -> Config:
-    """Five minutes on 2 cores, and it learns to act: made for cube-single-noisy-singletask-task3-v0.
+    """Four minutes on 2 cores, and it learns to act: made for cube-single-noisy-singletask-task3-v0.
 
     Departs from the paper where so short a run needs it: a small critic, a shorter horizon and a faster target so that values spread
     in 18,000 updates, larger learning rates (the temperatures' largest, or they would hardly move), a weak tie to the behaviour
