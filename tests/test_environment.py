@@ -173,8 +173,8 @@ from tql.environment import Environments
 print("script runs", flush=True)
 environments = Environments(Task.parse("pointmaze-medium-navigate-singletask-task1-v0"), size=2, workers=2)
 environments.reset([0, 1])
-print(*[process.pid for process in environments.processes], flush=True)
 try:
+    print(*[process.pid for process in environments.processes], flush=True)  # from here on a signal may come
     {then}
 except KeyboardInterrupt:
     time.sleep(0.5)  # the workers have had the signal too, if it was for them
@@ -196,15 +196,9 @@ def test_no_worker_outlives_its_parent(end, tmp_path):
     then = "raise SystemExit(3)" if end == "raises" else "time.sleep(60)"
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(then=then))
-    with (tmp_path / "stderr").open("w+") as stderr:
-        parent = subprocess.Popen(
-            [sys.executable, str(script)],
-            env=os.environ | {"PYTHONPATH": str(Path(tql.__file__).parents[1])},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        )
+    environment = os.environ | {"PYTHONPATH": str(Path(tql.__file__).parents[1])}
+    options = dict(env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with (tmp_path / "stderr").open("w+") as stderr, subprocess.Popen([sys.executable, str(script)], stderr=stderr, **options) as parent:
         assert parent.stdout.readline() == "script runs\n"
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
@@ -221,4 +215,3 @@ def test_no_worker_outlives_its_parent(end, tmp_path):
         assert parent.stdout.read() == ("steps after Ctrl-C\n" if end == signal.SIGINT else "")
         stderr.seek(0)
         assert "SpawnProcess" not in stderr.read(), "a worker printed a traceback"
-    parent.stdout.close()

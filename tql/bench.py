@@ -115,7 +115,8 @@ def measure(d_model: int, batch_size: int, repeats: int, seconds: float) -> Row:
     chunk_size = 20 if flops < 2e10 else 2  # a call should last neither milliseconds nor a minute
     chunk = train_chunk.lower((data, chunk_size), fresh).compile()
     compile_seconds = time.perf_counter() - began
-    agent, _ = chunk((data, chunk_size), jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, fresh))
+    agent, metrics = chunk((data, chunk_size), jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, fresh))
+    jax.block_until_ready(metrics)
     holder = [agent]
 
     def shipped(calls: int) -> None:
