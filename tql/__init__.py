@@ -11,7 +11,7 @@ from beartype import BeartypeConf
 from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-_WITHOUT_JAX = ("tql.config", "tql.collect", "tql.scripted", "tql.publish", "tql.validate", "tql.environment")
+_WITHOUT_JAX = ("tql.config", "tql.collect", "tql.scripted", "tql.publish", "tql.validate", "tql.environment", "tql.workspace")
 """Modules that run in the simulator's worker processes too. jaxtyping's hook loads jax; plain beartype does not."""
 
 _WITH_JAX = (

@@ -3,12 +3,9 @@
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tql.evaluate import recorded, wilson
 from tql.run import RunError, read_metrics, read_settings
@@ -28,7 +25,8 @@ def plot(run: Path) -> Path:
     steps = np.array([line["step"] for line in lines])
     metrics = {name: np.array([line[name] for line in lines]) for name in lines[0]}
 
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    axes = figure.subplots(2, 3)
     c = config.critic
     figure.suptitle(
         f"{config.task}   |   critic {c.layers} x {c.d_model}, control: {config.control.kind}, seed {config.seed}   |   {run.name}"
@@ -44,7 +42,6 @@ def plot(run: Path) -> Path:
         axis.grid(alpha=0.3)
     out = run / "plot.png"
     figure.savefig(out, dpi=100)
-    plt.close(figure)
     return out
 
 

@@ -1,0 +1,35 @@
+"""Where walkthroughs and figures find and leave their files: `data/` and `runs/` of the checkout, or of the folder $TQL_HOME.
+
+Unlike paths from the current directory, these are the same in a terminal, an editor's cell and a notebook.
+"""
+
+import os
+from pathlib import Path
+
+from tql import collect
+from tql.config import Task
+
+
+def home() -> Path:
+    """$TQL_HOME if it is set, otherwise the checkout."""
+    return Path(os.environ.get("TQL_HOME") or Path(__file__).parents[1])
+
+
+def pictures(walkthrough: str) -> Path:
+    """The folder of a walkthrough's pictures, `runs/walkthrough/NAME`; made if it is missing."""
+    folder = home() / "runs" / "walkthrough" / walkthrough
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def dataset(task: str, *, episodes: int) -> Path:
+    """The file of a task's dataset with this many episodes (and a tenth more for validation), generated if it is missing.
+
+    Datasets of other lengths lie in other folders, so a tour's two episodes are never taken for a study's hundred.
+    """
+    name, folder = Task.parse(task).dataset_name, home() / "data" / f"{episodes}-episodes"
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        print(f"{path} is missing and is generated now, with OGBench's scripted policy.", flush=True)
+        collect.collect(Task.parse(name), episodes=episodes, seed=0, workers=2, out=folder)
+    return path
