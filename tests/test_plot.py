@@ -3,9 +3,9 @@
 import shutil
 
 import imageio.v3 as imageio
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tql import plot as plots
 from tql import run as runs
@@ -18,11 +18,8 @@ from tql.run import RunError
 def drawn(monkeypatch):
     """The figure of the next plot, as it was when it was written."""
     figures = []
-    close = plt.close
-    monkeypatch.setattr(plots.plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
+    monkeypatch.setattr(plots, "Figure", lambda **how: figures.append(Figure(**how)) or figures[-1])
+    return figures
 
 
 def lines_of(axis):
@@ -77,14 +74,13 @@ def test_a_critic_alone_without_control_says_what_there_is_not(critic_alone, tmp
 
 
 def test_success_is_drawn_with_wilson_s_interval():
-    figure, axis = plt.subplots()
+    axis = Figure().subplots()
     rows = [dict(step=step, policy="policy", success=i < solved) for step, solved in ((100, 0), (200, 3)) for i in range(7)]
     draw_success(axis, rows[::-1], "flow")
     (container,) = axis.containers
     low, high = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()]).T
     np.testing.assert_allclose(container.lines[0].get_ydata(), [0, 3 / 7])
     np.testing.assert_allclose(np.array([low, high]).T, [wilson(0, 7), wilson(3, 7)])
-    plt.close(figure)
 
 
 def test_a_run_that_logged_nothing_yet_says_so(finished, tmp_path):
