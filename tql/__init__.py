@@ -11,12 +11,16 @@ from beartype import BeartypeConf
 from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-_WITHOUT_JAX = ("tql.config", "tql.collect", "tql.scripted", "tql.publish", "tql.validate", "tql.environment", "tql.workspace")
+_WITHOUT_JAX = (
+    *("tql.config", "tql.collect", "tql.scripted", "tql.publish", "tql.validate", "tql.environment"),
+    *("tql.workspace", "tql.whole_file"),
+)
 """Modules that run in the simulator's worker processes too. jaxtyping's hook loads jax; plain beartype does not."""
 
 _WITH_JAX = (
     *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
     *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench"),
+    *("tql.portrait", "tql.study"),
 )
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):

@@ -157,6 +157,24 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Analyse:
+    """Look at a run's critic: Q landscape and roughness, slices, attention maps, entropy of every head. Writes a picture and numbers."""
+
+    run: Positional[Path]
+    """Run directory."""
+    step: int | None = None
+    """Number of updates of the checkpoint to look at; the newest unless given."""
+    data: Path | None = None
+    """Where the run's dataset is now, if it was moved; its validation part is looked at."""
+
+    def __call__(self) -> None:
+        from tql.study import analyse
+
+        for line in analyse(self.run, self.step, self.data):
+            print(line)
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure updates per second on this machine, beside the same update in a plain Python loop."""
 
@@ -191,7 +209,7 @@ def train_defaults(arguments: list[str]) -> Train:
     return Train(PRESETS[preset](task or "cube-double-play-singletask-v0"), preset=preset)
 
 
-COMMANDS = {"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "bench": Bench}
+COMMANDS = {"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "analyse": Analyse, "bench": Bench}
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ read. The file appears under its name only when it is complete and on the disk.
 import hashlib
 import io
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxtyping import PyTree
 from tql.config import Config
 from tql.critic import Critic
 from tql.loop import Agent, initialise
+from tql.whole_file import whole_file
 
 FORMAT = 1
 
@@ -48,19 +48,8 @@ def save(path: Path, agent: Agent) -> None:
     about = {"step": int(agent.step), "n_s": agent.actor.n_s, "n_a": agent.actor.n_a, "config": asdict(agent.config)}
     content = json.dumps(about).encode() + b"\n" + archive.getvalue()
     header = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as file:
         file.write(json.dumps(header).encode() + b"\n" + content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def load(path: Path, config: Config) -> Agent:

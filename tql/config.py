@@ -144,9 +144,9 @@ class Config:
     checkpoint_every: int = 10_000
     """Updates between checkpoints."""
     evaluate_every: int = 100_000
-    """Updates between evaluations; there is always one at the end."""
+    """Updates between evaluations; one more at the end."""
     episodes: int = 50
-    """Episodes per evaluation."""
+    """Episodes per evaluation; 0 for none."""
     dataset_episodes: int | None = None
     """Episodes to generate (a tenth more for validation) where the dataset is missing; OGBench's official number unless given."""
 
@@ -154,12 +154,13 @@ class Config:
         """Raises `ValueError` for settings that cannot be run."""
         Task.parse(self.task)
         intervals = ("steps", "log_every", "checkpoint_every", "evaluate_every")
-        counts = {name: getattr(self, name) for name in (*intervals, "updates_per_call", "batch_size", "episodes", "dataset_episodes")}
+        counts = {name: getattr(self, name) for name in (*intervals, "updates_per_call", "batch_size", "dataset_episodes")}
         counts |= {"critic.d_model": self.critic.d_model, "critic.heads": self.critic.heads, "actor.flow_steps": self.actor.flow_steps}
         for name, value in (*counts.items(), *(("actor.hidden", width) for width in self.actor.hidden)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
-        rates = {name: getattr(self, name) for name in ("seed", "warmup", "critic_lr", "actor_lr", "temperature_lr", "weight_decay")}
+        rates = {name: getattr(self, name) for name in ("seed", "warmup", "episodes", "weight_decay")}
+        rates |= {name: getattr(self, name) for name in ("critic_lr", "actor_lr", "temperature_lr")}
         rates |= {"actor.alpha_bc": self.actor.alpha_bc, "control.coefficient": self.control.coefficient}
         for name, value in rates.items():
             if not 0 <= value < 2**32:

@@ -12,7 +12,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from tql.evaluate import Episode, Policy, as_policy, record, recorded, run_episo
 from tql.flow_actor import AbstractActor, FlowActor
 from tql.loop import Agent, initialise, seed_keys, train_chunk
 from tql.validate import sha256
+from tql.whole_file import whole_file
 
 KEPT_CHECKPOINTS = 2
 
@@ -76,7 +77,8 @@ def write_settings(run: Path, agent: Agent, dataset: Path) -> None:
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,
     }
-    _write_whole(run / "config.json", json.dumps(content, indent=2) + "\n")
+    with whole_file(run / "config.json") as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def _versions() -> dict[str, str]:
@@ -180,7 +182,8 @@ def read_metrics(run: Path) -> list[dict]:
 def _forget_after(run: Path, step: int) -> None:
     """Clears the way for updates that the resumed run makes again: their metrics, refused checkpoints, halves of files."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
-    _write_whole(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    with whole_file(run / "metrics.jsonl") as file:
+        file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
     for path in checkpoints(run):
         if path.name > _checkpoint_name(step):
             path.rename(path.with_suffix(".refused"))
@@ -188,35 +191,33 @@ def _forget_after(run: Path, step: int) -> None:
         path.unlink()
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 # ---- training --------------------------------------------------------------------------------------------------------------
 
 
-def start(config: Config, dataset: Path, run: Path) -> tuple[Agent, Batch]:
-    """A fresh agent and its data; makes the run directory. Raises `RunError` if there is something in it."""
+def start(config: Config, dataset: Path, run: Path, data: Batch | None = None) -> tuple[Agent, Batch]:
+    """A fresh agent and its data; makes the run directory. Raises `RunError` if there is something in it.
+
+    `data` is the training part of `dataset` where the caller has loaded it already.
+    """
     if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
         raise RunError(f"{run}: exists and is not empty; continue it with --resume or choose another directory with --out.")
-    data, _ = load(Task.parse(config.task), dataset)
+    if data is None:
+        data, _ = load(Task.parse(config.task), dataset)
     agent = initialise(data.observations.shape[1], data.actions.shape[1], config)
     run.mkdir(parents=True, exist_ok=True)
     write_settings(run, agent, dataset)
     return agent, data
 
 
-def resume(run: Path, task: Task, asked: Config | None, dataset: Path | None = None) -> tuple[Agent, Batch]:
+def resume(
+    run: Path, task: Task, asked: Config | None, dataset: Path | None = None, data: Batch | None = None
+) -> tuple[Agent, Batch]:
     """The agent of the newest whole checkpoint, or a fresh one if none was written, and the data it was trained on.
 
-    `dataset` is where the dataset is now, if it was moved. Warns if the run began with other versions, which may round otherwise.
-    Raises `RunError` if the dataset is not the same file any more, if `task` or `asked` (both from the command line) differ, or if there
-    are checkpoints and none can be used: starting over would throw the run away.
+    `dataset` is where the dataset is now, if it was moved, and `data` its training part, if the caller has loaded it already.
+    Warns if the run began with other versions, which may round otherwise. Raises `RunError` if the dataset is not the same file any
+    more, if `task` or `asked` (both from the command line) differ, or if there are checkpoints and none can be used: starting over
+    would throw the run away.
     """
     settings = read_settings(run)
     if task.name != settings.config.task:
@@ -230,7 +231,8 @@ def resume(run: Path, task: Task, asked: Config | None, dataset: Path | None = N
         )
     if changed := [f"{name} {was} (now {_versions()[name]})" for name, was in settings.versions.items() if _versions()[name] != was]:
         print(f"{run}: began with {', '.join(changed)}; what follows need not be bitwise what it would have been.", file=sys.stderr)
-    data, _ = load(task, dataset)
+    if data is None:
+        data, _ = load(task, dataset)
     agent = newest_agent(run, settings.config)
     if agent is None and checkpoints(run):
         raise RunError(f"{run}: none of its checkpoints can be used; move them away to train it again from update 0.")
@@ -248,8 +250,28 @@ def trained_agent(run: Path) -> Agent:
     return agent
 
 
-def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
+def agent_at(run: Path, step: int) -> Agent:
+    """The checkpoint after `step` updates. Raises `RunError` if it is not there, and `checkpoint.CheckpointError` if it is damaged."""
+    path = run / _checkpoint_name(step)
+    if not path.exists():
+        there = ", ".join(str(int(path.stem.removeprefix("step-"))) for path in checkpoints(run)) or "none"
+        raise RunError(f"{run}: has no checkpoint after {step} updates; there are: {there}.")
+    return checkpoint.load(path, read_settings(run).config)
+
+
+def train(
+    agent: Agent,
+    data: Batch,
+    run: Path,
+    *,
+    workers: int,
+    until: int | None = None,
+    look: Callable[[Agent], None] | None = None,
+) -> Agent:
     """Trains to `config.steps` updates, with metrics, checkpoints and evaluations on the way.
+
+    `until`, a multiple of `checkpoint_every`, ends it earlier, on the same schedule. `look(agent)` is called once a checkpoint is on
+    the disk; it must not keep the agent, which the next chunk consumes.
 
     Raises `Diverged`, and `Interrupted` after SIGTERM or Ctrl-C once the state is saved. A signal is obeyed at the end of a
     compiled chunk of `updates_per_call` updates; before the first chunk there is nothing to save and it ends the process at once.
@@ -263,10 +285,10 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
         while True:
             # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
             evaluation_due = step == config.steps or (step > 0 and step % config.evaluate_every == 0)
-            if evaluation_due and agent.actor.policies:
+            if evaluation_due and config.episodes and agent.actor.policies:
                 bar.clear()
                 evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
-            if step == config.steps:
+            if step in (config.steps, until):
                 return agent
             agent, metrics = chunk(inputs, agent)
             metrics = jax.tree.map(np.asarray, metrics)
@@ -282,6 +304,8 @@ def train(agent: Agent, data: Batch, run: Path, *, workers: int) -> Agent:
             if step % config.checkpoint_every == 0 or step % config.evaluate_every == 0 or step == config.steps or stop:
                 os.fsync(log.fileno())
                 _save(run, agent)
+                if look:
+                    look(agent)
             if stop:
                 raise Interrupted(f"stopped by {stop[0]} at update {step}; saved. Go on with --resume.")
 

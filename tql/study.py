@@ -1,0 +1,137 @@
+"""Runs that belong to one question: each trained to its end, looked at on the way, and copied into a few small files.
+
+A run of a study is a run like any other (`run.py`), with two more files:
+
+    RUN/analysis.jsonl   one line per checkpoint: roughness, turning points, sensitivity, entropy of every head (`portrait.numbers`)
+    RUN/portrait.npz     the critic at its newest checkpoint: landscapes, slices, attention maps
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from tql import run as runs
+from tql.config import Config, Task
+from tql.data import Batch, load
+from tql.loop import Agent
+from tql.portrait import PAIRS, draw, numbers, probe_pairs, save, take
+from tql.whole_file import whole_file
+
+RECORDED = ("config.json", "metrics.jsonl", "evaluation.jsonl", "analysis.jsonl", "portrait.npz")
+
+
+def look(agent: Agent, validation: Batch, run: Path) -> None:
+    """Takes the critic's portrait and adds its numbers to `analysis.jsonl`, once for every number of updates."""
+    step = int(agent.step)
+    lines = [line for line in read_lines(run / "analysis.jsonl") if line["step"] < step]
+    portrait = take(agent.critic, *probe_pairs(validation))
+    save(run / "portrait.npz", portrait)
+    with whole_file(run / "analysis.jsonl") as file:
+        file.writelines(json.dumps(line).encode() + b"\n" for line in [*lines, {"step": step} | numbers(portrait)])
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file of JSON lines; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_complete(run: Path, config: Config, until: int | None = None) -> bool:
+    """Whether a run, or the record of one, made `until` updates (all, unless given). Raises `RunError` if it is one of other settings."""
+    if not (run / "config.json").exists():
+        return False
+    if found := runs.differences(config, runs.read_settings(run).config):
+        raise runs.RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away, or choose another directory.")
+    return any(line["step"] >= (until or config.steps) for line in read_lines(run / "analysis.jsonl"))
+
+
+@lru_cache(maxsize=2)
+def _loaded(task: Task, dataset: Path) -> tuple[Batch, Batch]:
+    return load(task, dataset)
+
+
+def complete(
+    config: Config,
+    dataset: Path,
+    run: Path,
+    *,
+    workers: int = 2,
+    until: int | None = None,
+    change: Callable[[Batch], Batch] = lambda data: data,
+) -> Path:
+    """Trains a run to its end and looks at every checkpoint: from the start, from where it stopped, or not at all if it is done.
+
+    `until` ends it earlier, after that many updates. `change` alters the training data before they are used (their rewards, say);
+    give it its own directory, since no file records it. Returns `run`. Raises `RunError` if the directory holds a run of other
+    settings, and whatever `run.train` raises.
+    """
+    if is_complete(run, config, until):
+        return run
+    task = Task.parse(config.task)
+    data, validation = _loaded(task, dataset)
+    started = (run / "config.json").exists()
+    agent, data = runs.resume(run, task, config, dataset, data) if started else runs.start(config, dataset, run, data)
+    if int(agent.step) > 0:
+        look(agent, validation, run)  # makes up for a stop between a checkpoint and its portrait
+    runs.train(agent, change(data), run, workers=workers, until=until, look=lambda agent: look(agent, validation, run))
+    return run
+
+
+def analyse(run: Path, step: int | None = None, dataset: Path | None = None) -> list[str]:
+    """What `tql analyse` does with one checkpoint (the newest, or that after `step` updates); returns lines for people.
+
+    Writes `RUN/analysis-STEP.png`, `.json` (the numbers) and `.npz` (the portrait). Raises `RunError` if there is no such checkpoint.
+    """
+    settings = runs.read_settings(run)
+    agent = runs.trained_agent(run) if step is None else runs.agent_at(run, step)
+    _, validation = load(Task.parse(settings.config.task), dataset or settings.dataset)
+    portrait = take(agent.critic, *probe_pairs(validation))
+    found, out = numbers(portrait), run / f"analysis-{int(agent.step):09d}"
+    c = settings.config.critic
+    title = f"{settings.config.task}, critic {c.layers} x {c.d_model}, control {settings.config.control.kind}, {int(agent.step):,} updates"
+    save(out.with_suffix(".npz"), portrait)
+    with whole_file(out.with_suffix(".json")) as file:
+        file.write(json.dumps(found, indent=1).encode())
+    with whole_file(out.with_suffix(".png")) as file:
+        draw(portrait, title).savefig(file, dpi=100, format="png")
+    H = np.mean(found["entropy"], axis=1)
+    return [
+        title,
+        f"over {PAIRS} pairs of validation data: roughness {found['roughness']:.3f}, turning points {found['turning_points']:.2f}, "
+        f"Q range on the landscape {found['q_range']:.3f}, |dQ/da| {found['sensitivity']:.3f}",
+        *(
+            f"layer {layer + 1}: entropy {H[layer, 0]:.2f} nats for [VALUE], {H[layer, 1]:.2f} for the others; looks at "
+            f"{tokens[0]:.1f} and {tokens[1]:.1f} of {portrait.mean_maps.shape[-1]} tokens"
+            for layer, tokens in enumerate(found["effective_tokens"])
+        ),
+        f"picture {out.with_suffix('.png')}, numbers {out.with_suffix('.json')}, arrays {out.with_suffix('.npz')}",
+    ]
+
+
+def record(run: Path, out: Path) -> None:
+    """Copies what figures need of a run to the folder `out`: settings without local paths, numbers to 6 digits, no checkpoints."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings = json.loads((run / "config.json").read_text())
+    settings["dataset"]["file"] = Path(settings["dataset"]["file"]).name
+    settings["training_seconds"] = round(training_seconds(read_lines(run / "metrics.jsonl")), 1)
+    (out / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    for name in RECORDED[1:4]:
+        if rows := read_lines(run / name):
+            small = [{key: _rounded(value) for key, value in row.items() if key != "time"} for row in rows]
+            (out / name).write_text("".join(json.dumps(row) + "\n" for row in small))
+    shutil.copy(run / "portrait.npz", out)
+
+
+def training_seconds(lines: list[dict]) -> float:
+    """Wall time of the updates between the first and the last line of metrics; pauses between a stop and a resume are left out."""
+    between = np.diff([line["time"] for line in lines])
+    return float(np.sum(between[between < 10 * np.median(between)])) if len(between) else 0.0
+
+
+def _rounded(value):
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
