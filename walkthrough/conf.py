@@ -15,10 +15,11 @@ exclude_patterns = ["conf.py", "_static", "__pycache__", ".ipynb_checkpoints"]
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 
-# A page is run again when its code changes, or anything in tql/: the cache that holds the outputs is named after the library.
-LIBRARY = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((REPOSITORY / "tql").glob("*.py")))).hexdigest()[:12]
+# A page is run again when its code changes, or anything in tql/ or figures/data/: the cache of the outputs is named after those.
+SOURCES = sorted([*(REPOSITORY / "tql").glob("*.py"), *(REPOSITORY / "figures" / "data").rglob("*.*")])
+VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:12]
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(REPOSITORY / "runs" / "book" / "cache" / LIBRARY)
+nb_execution_cache_path = str(REPOSITORY / "runs" / "book" / "cache" / VERSION)
 nb_execution_timeout = -1  # no limit: a page may train for minutes
 nb_execution_raise_on_error = True  # a claim that fails leaves no book
 nb_execution_show_tb = True
