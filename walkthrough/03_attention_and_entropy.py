@@ -1,0 +1,491 @@
+# %% [markdown]
+# # 3. Attention and its entropy: how many tokens does a query look at?
+# The paper measures the collapse of a critic by one number, the entropy of its attention rows. What is this number, how is it
+# computed so that it can be differentiated, what makes it small, and what happens to $Q$ when it is?
+#
+# **Price**: 35 s on 2 cores (40 s of processor time), 0.9 GB of memory.
+# **Writes**: pictures to `runs/walkthrough/03_attention_and_entropy/`.
+# You need walkthrough 2 for the tokens. No data are used: states are drawn from a normal distribution, actions from $[-1, 1]$.
+
+# %%
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib.pyplot as plt
+import numpy as np
+
+from tql.analysis import effective_tokens, landscape, q_slice, roughness, turning_points
+from tql.attention import SoftmaxAttention, group_entropy, row_entropy
+from tql.critic import Critic
+from tql.workspace import pictures
+
+PICTURES = pictures("03_attention_and_entropy")
+SEED = 0
+N_S, N_A = 37, 5  # cube-double, the paper's first domain
+N = 1 + N_S + N_A
+D_MODEL = 64  # of the critics that are collapsed by hand
+WIDTHS = (D_MODEL, 128, 256)  # of the critics at initialisation; the paper has 128 to 1024
+CRITICS, PAIRS = 6, 8  # so many critics, so many (s, a) for each: roughness varies too much between two of them to show one
+rows_of = jax.jit(jnp.vectorize(row_entropy, signature="(n)->()"))  # the entropy of every row, with any leading axes
+k_rows, k_width, k_critic, k_s, k_a = jr.split(jr.key(SEED), 5)
+
+# %% [markdown]
+# ## From one token to all of them
+# One attention row is a distribution over the $n$ tokens, $p = \mathrm{softmax}(l)$. Its entropy, in nats, is
+#
+# $$H = -\sum_j p_j \log p_j, \qquad 0 \le H \le \ln n.$$
+#
+# It is easier to read as $e^H$, the *effective number of tokens*.
+#
+# **Claim 1.** A row spread evenly over $m$ of $n$ tokens has $e^H = m$: 1 for one-hot, $n$ for uniform.
+
+# %%
+evenly = jnp.where(jnp.arange(N) < jnp.array([1, 2, 5, 20, N])[:, None], 0.0, -100.0)  # logits; -100 is nothing
+counts = effective_tokens(rows_of(evenly))
+print(f"effective tokens {np.round(counts, 4)}, ln n = {math.log(N):.3f} nats for n = {N}")
+error = float(jnp.max(jnp.abs(counts / jnp.array([1, 2, 5, 20, N]) - 1)))
+assert error < 1e-5, f"e^H of evenly spread rows is off by {error:.1e} of its value (typical 5e-7, at most 1e-5)"
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained", sharex=True)
+leaning = jnp.linspace(3, -3, N)
+for ax, l, name in zip(axes, (evenly[-1], leaning, 20 * leaning), ("uniform", "in between", "nearly one-hot")):
+    H = row_entropy(l)
+    ax.bar(np.arange(N), jax.nn.softmax(l), color="tab:blue")
+    ax.set(title=f"{name}: H = {abs(H):.2f} nats, exp(H) = {effective_tokens(H):.1f} tokens", xlabel="key (token)")
+axes[0].set(ylabel="attention p", ylim=(0, 0.04))
+fig.savefig(PICTURES / "rows.png", dpi=110)
+
+# %% [markdown]
+# ## From the logits
+# The network has logits $l$, and $\log p_j = l_j - \log\sum_k e^{l_k}$ is known before anything is exponentiated. Put that in:
+#
+# $$H = -\sum_j p_j \Big(l_j - \log\sum_k e^{l_k}\Big) = \log\sum_j e^{l_j} - \sum_j p_j\,l_j .$$
+#
+# No logarithm of a probability is left.
+
+
+# %%
+def entropy_from_logits(l):
+    p = jax.nn.softmax(l)
+    return jax.nn.logsumexp(l) - jnp.sum(p * l)
+
+
+def textbook_64(l):
+    """In numpy's double precision; p does not underflow for logits as far apart as 700."""
+    l = np.asarray(l, np.float64)
+    p = np.exp(l - l.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return -np.sum(p * np.log(p), axis=-1)
+
+
+# %% [markdown]
+# **Claim 2.** It is the entropy, at every scale of the logits, and so is `tql.attention.row_entropy`. The module's version first moves the
+# largest logit to 0. That changes nothing on paper; in float32 it keeps the digits when all logits are large.
+
+# %%
+scales = jnp.array([0.1, 1.0, 10.0])[:, None, None]
+rows = (scales * jr.normal(k_rows, (3, 1000, N))).reshape(-1, N)
+ours, module = jax.vmap(entropy_from_logits)(rows), rows_of(rows)
+error_ours, error_module = (float(np.max(np.abs(H - textbook_64(rows)))) for H in (ours, module))
+far = rows + 10_000.0
+far_ours = float(np.max(np.abs(jax.vmap(entropy_from_logits)(far) - textbook_64(far))))
+far_module = float(np.max(np.abs(rows_of(far) - textbook_64(far))))
+print(f"largest error in nats: by hand {error_ours:.1e}, module {error_module:.1e}")
+print(f"with 10,000 added to all logits: by hand {far_ours:.1e}, module {far_module:.1e}")
+assert max(error_ours, error_module) < 3e-5, "H differs from float64 by more than 3e-5 nats (typical 5e-6)"
+assert far_module < 3e-5 < far_ours, "the module should keep 3e-5 nats where the short form does not (typical 4e-6, 6e-3)"
+
+# %% [markdown]
+# ## Which way its gradient points
+# $$\frac{\partial H}{\partial l_j} = -p_j\,(\log p_j + H)$$
+#
+# A token is pushed down exactly if it has more than its share, $p_j > e^{-H}$, and up if it has less.
+#
+# **Claim 3.** So going *up* in entropy always pushes the largest logit down.
+
+# %%
+gradient = jax.vmap(jax.grad(row_entropy))(rows)
+p = jax.nn.softmax(rows)
+formula = -p * (jax.nn.log_softmax(rows) + module[:, None])
+largest = jnp.take_along_axis(gradient, jnp.argmax(rows, axis=1)[:, None], axis=1)[:, 0]
+share = float(jnp.mean(largest < 0))
+visible = jnp.abs(formula) > 1e-5  # where rounding cannot turn the sign
+as_told = float(jnp.mean(((gradient < 0) == (p > jnp.exp(-module)[:, None]))[visible]))
+print(f"largest logit pushed down in {share:.1%} of {len(rows)} rows; sign as told for {as_told:.1%} of tokens")
+print(f"largest difference to the formula {jnp.max(jnp.abs(gradient - formula)):.1e}")
+assert jnp.max(jnp.abs(gradient - formula)) < 1e-5, "autodiff and the formula differ by more than 1e-5 (typical 1e-6)"
+assert share == 1 and as_told == 1, "the gradient of H must push every over-weighted token down and every other up"
+
+# %% [markdown]
+# Let one logit lead all others by $g$ nats. Then $p = e^g / (e^g + n - 1)$ for the leader, and its gradient is $-p\,(1-p)\,g$.
+#
+# **Claim 4.** The pull is strongest when the row is about to tip over, and fades like $g\,e^{-g}$ once it has: a row that has collapsed
+# hardly feels that its entropy should rise. Whoever wants to hold entropy must do it before.
+
+# %%
+gaps = jnp.linspace(0.0, 25.0, 251)
+leading = jnp.zeros((251, N)).at[:, 0].set(gaps)
+H_gap, pull = jax.vmap(jax.value_and_grad(row_entropy))(leading)
+lead = gaps - math.log(N - 1)
+closed = -jax.nn.sigmoid(lead) * jax.nn.sigmoid(-lead) * gaps  # -p (1 - p) g, with 1 - p = sigmoid(-lead) to all digits
+peak = float(gaps[jnp.argmin(pull[:, 0])])
+left = float(pull[200, 0] / jnp.min(pull[:, 0]))
+print(f"strongest at a gap of {peak:.1f} nats (ln n = {math.log(N):.1f}); at 20 nats {left:.1e} of that is left")
+assert jnp.allclose(pull[:, 0], closed, rtol=1e-3, atol=1e-7), "the leader's gradient should be -p (1 - p) g within 0.1 %"
+assert math.log(N) < peak < math.log(N) + 2, "the pull should be strongest up to 2 nats above ln n (typical 0.5 above)"
+assert left < 1e-4, "at a gap of 20 nats less than 1e-4 of the strongest pull should be left (typical 1.7e-6)"
+
+# %%
+fig, (left_ax, right_ax) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+l = 1.2 * jr.normal(k_rows, (N,))
+order = jnp.argsort(-l)
+l, g_row = l[order], jax.grad(row_entropy)(l[order])
+colours = np.where(g_row < 0, "tab:red", "tab:blue")
+left_ax.bar(np.arange(N), jax.nn.softmax(l), color=colours)
+left_ax.axhline(jnp.exp(-row_entropy(l)), color="k", lw=1, label="share $e^{-H}$")
+left_ax.set(title="Raising H pushes red tokens down, blue ones up", xlabel="tokens, sorted", ylabel="attention p")
+left_ax.legend()
+right_ax.plot(gaps, H_gap, label="H (nats)")
+right_ax.plot(gaps, -pull[:, 0], label="pull on the leader, p (1 - p) g")
+right_ax.set(title="The pull fades once the row has collapsed", xlabel="gap g of the leading logit (nats)")
+right_ax.legend()
+fig.savefig(PICTURES / "gradient.png", dpi=110)
+
+# %% [markdown]
+# ## The textbook form fails exactly under collapse
+# In float32, $p_j$ is 0 once its logit lies about 87 nats or more below the largest (up to 104 where the smallest numbers are kept).
+# Then $p_j \log p_j = 0 \cdot (-\infty)$, which is NaN. `jax.scipy.special.entr` knows that the *value* is 0, but the chain rule still
+# multiplies $0$ by $\infty$. Clipping $p$ inside the logarithm (as the authors' code does, at $10^{-9}$) gives numbers, though not
+# the gradient: below the clip the derivative of $\log p_j$ is lost. And $p \log p$ from `log_softmax` is nearly ours.
+
+
+# %%
+def textbook(l):
+    p = jax.nn.softmax(l)
+    return -jnp.sum(p * jnp.log(p))
+
+
+def with_entr(l):
+    return jnp.sum(jax.scipy.special.entr(jax.nn.softmax(l)))
+
+
+def with_clip(l):
+    p = jax.nn.softmax(l)
+    return -jnp.sum(p * jnp.log(jnp.clip(p, 1e-9)))
+
+
+def with_log_softmax(l):
+    log_p = jax.nn.log_softmax(l)
+    return -jnp.sum(jnp.exp(log_p) * log_p)
+
+
+def in_float64(l):
+    """Value and gradient by numpy; the gradient from its formula, since finite differences would lose these digits."""
+    l = np.asarray(l, np.float64)
+    log_p = l - l.max() - np.log(np.sum(np.exp(l - l.max())))
+    H = -np.sum(np.exp(log_p) * log_p)
+    return H, -np.exp(log_p) * (log_p + H)
+
+
+# %% [markdown]
+# **Claim 5.** With one underflow both value and gradient of the textbook form are NaN, and `entr` has the right value with a NaN
+# gradient. Clipping gives gradients that are finite and wrong: at a gap of 50 nats less than half of what it should be. Ours is right.
+# (The clip's error is small in absolute terms, since $p_j$ is; the NaN is not small: it turns every parameter of the critic into NaN.)
+
+# %%
+forms = {f.__name__: f for f in (textbook, with_entr, with_clip, with_log_softmax, row_entropy)}
+for logits in ([0.0, -200.0, 3.0], [0.0, -50.0, -50.0]):
+    print(f"l = {logits}")
+    for name, form in forms.items():
+        H, dH = jax.value_and_grad(form)(jnp.array(logits))
+        print(f"  {name:17} H = {H:9.2e}   dH/dl = {np.array2string(np.asarray(dH), precision=2)}")
+    H, dH = in_float64(logits)
+    print(f"  {'float64':17} H = {H:9.2e}   dH/dl = {np.array2string(dH, precision=2)}")
+
+underflow, shallow = jnp.array([0.0, -200.0, 3.0]), jnp.array([0.0, -50.0, -50.0])
+assert jnp.isnan(textbook(underflow)) and jnp.isnan(jax.grad(textbook)(underflow)).all(), "the textbook form should be NaN"
+assert jnp.isfinite(with_entr(underflow)) and jnp.isnan(jax.grad(with_entr)(underflow)).all(), "entr: a value, no gradient"
+assert np.allclose(jax.grad(row_entropy)(underflow), in_float64(underflow)[1], atol=1e-6), "ours should be right (1e-6)"
+kept = float(jax.grad(with_clip)(shallow)[1] / in_float64(shallow)[1][1])
+ours_kept = float(jax.grad(row_entropy)(shallow)[1] / in_float64(shallow)[1][1])
+assert 0.3 < kept < 0.5, f"clipping keeps {kept:.2f} of this gradient (0.42 expected: 20.7 nats of 50, at most 0.5)"
+assert abs(ours_kept - 1) < 1e-3, f"ours keeps {ours_kept:.4f} of this gradient (1 within 0.1 %)"
+
+# %%
+depth = np.linspace(1, 110, 73)
+low_rows = np.stack([0 * depth, -depth, -depth], axis=1)
+true = np.array([in_float64(row)[1][1] for row in low_rows])
+fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
+for (name, form), style in zip(forms.items(), ("x", "+", "C2-", "C3--", "k-")):
+    ratio = jax.vmap(jax.grad(form))(jnp.array(low_rows))[:, 1] / true
+    # Beyond 87 nats the true gradient, below 1e-36, underflows too.
+    ax.plot(depth, np.where(depth < 87, ratio, np.nan), style, ms=5, label=name)
+ax.axvspan(87.3, 110, color="tab:red", alpha=0.12, label="textbook, entr: NaN; others: 0")
+ax.set(title="Gradient at the two low logits of [0, -d, -d], over the true one", xlabel="depth d (nats)", ylabel="ratio")
+ax.legend(fontsize=8, loc="lower left")
+fig.savefig(PICTURES / "textbook.png", dpi=110)
+
+# %% [markdown]
+# ## What makes entropy small: the scale of the logits
+# Multiply all logits by $\beta$ (an inverse temperature). Then
+#
+# $$\frac{dH}{d\beta} = -\beta\,\mathrm{Var}_p(l),$$
+#
+# so $H$ falls all the way as $\beta$ grows. For Gaussian logits of standard deviation $\sigma$ it falls, while $\sigma$ is small, like
+#
+# $$\ln n - H \approx \frac{n-1}{n}\,\frac{\sigma^2}{2} .$$
+#
+# **Claim 6.** Both hold: the first in every row, the second within 3 % up to $\sigma = 0.5$, on average over 4000 rows.
+
+
+# %%
+def steepness(l, beta):
+    return jax.grad(lambda beta: row_entropy(beta * l))(beta)
+
+
+def variance_formula(l, beta):
+    p = jax.nn.softmax(beta * l)
+    return -beta * jnp.sum(p * (l - jnp.sum(p * l)) ** 2)
+
+
+@jax.jit
+def mean_entropy(sd, key, rows):
+    return jnp.mean(rows_of(sd * jr.normal(key, rows.shape)))
+
+
+unit = jr.normal(k_rows, (1000, N))
+slopes = {beta: jax.vmap(steepness, (0, None))(unit, beta) for beta in (0.5, 1.0, 4.0)}
+errors = [jnp.max(jnp.abs(slope - jax.vmap(variance_formula, (0, None))(unit, beta))) for beta, slope in slopes.items()]
+print(f"dH/dbeta: largest difference to the formula {max(errors):.1e}, largest slope {max(map(jnp.max, slopes.values())):.1e}")
+assert max(errors) < 1e-4, "dH/dbeta should be -beta Var_p(l) within 1e-4 nats (typical 2e-6)"
+assert all(jnp.all(slope < 0) for slope in slopes.values()), "H must fall with beta in every row"
+for sd in (0.1, 0.25, 0.5):
+    gap = math.log(N) - float(mean_entropy(sd, k_rows, jnp.zeros((4000, N))))
+    ratio = gap / ((N - 1) / N * sd**2 / 2)
+    print(f"sigma {sd:4.2f}: ln n - H = {gap:.4f} nats, over the law {ratio:.3f}")
+    assert abs(ratio - 1) < 0.03, "the small-sigma law should hold within 3 % (typical 0.5 %)"
+
+# %%
+sds = np.geomspace(0.1, 16, 40)
+fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+for tokens, colour in ((10, "tab:green"), (N, "tab:blue"), (1000, "tab:purple")):
+    H_sd = [mean_entropy(sd, k_rows, jnp.zeros((500, tokens))) for sd in sds]
+    ax.plot(sds, H_sd, color=colour, label=f"n = {tokens}")
+    law = np.log(tokens) - (tokens - 1) / tokens * sds**2 / 2
+    ax.plot(sds[law > 0], law[law > 0], ":", color=colour)
+ax.set(title="Entropy of random logits (dotted: the small-sigma law)", xscale="log", ylabel="H (nats)")
+ax.set(xlabel="standard deviation of the logits in a row")
+ax.axhline(0, color="grey", lw=0.5)
+ax.legend()
+fig.savefig(PICTURES / "scale.png", dpi=110)
+
+# %% [markdown]
+# ## Why the logits are divided by the root of $d_{head}$
+# At initialisation a component of $q$ and of $k$ has variance 1 where the input has (that is what LeCun's initialisation is for), so
+# $q \cdot k$ is a sum of $d_{head}$ terms with standard deviation $\sqrt{d_{head}}$. The division brings it back to 1.
+#
+# **Claim 7.** With the division the entropy of random rows does not depend on $d_{head}$; without it, it falls as $d_{head}$ grows.
+# The paper keeps $d_{head} = 32$ at all widths, so this is *not* how width collapses its critics.
+
+# %%
+head_sizes = (8, 32, 128)
+entropies = {}
+for d_head in head_sizes:
+    attention = SoftmaxAttention(d_head, heads=1, key=jr.fold_in(k_width, d_head))
+    x = jr.normal(jr.fold_in(k_rows, d_head), (20, N, d_head))
+    logits = jax.vmap(attention.logits)(x, x)
+    entropies[d_head] = [float(jnp.mean(rows_of(f * logits))) for f in (1, d_head**0.5)]
+    print(f"d_head {d_head:3}: H with the division {entropies[d_head][0]:.2f} nats, without {entropies[d_head][1]:.2f}")
+with_division, without = np.array(list(entropies.values())).T
+assert np.ptp(with_division) < 0.4, "with the division H should stay within 0.4 nats over d_head (typical 0.05)"
+assert (np.diff(without) < -0.4).all(), "without it H should fall by more than 0.4 nats each time (typical 0.9 and 0.4)"
+
+# %% [markdown]
+# ## The two groups, and critics of several widths
+# For its control the paper averages the entropy of a layer in two groups: the row of `[VALUE]`, and all other rows (then over heads and
+# the batch). Only `[VALUE]` is read out in the end, and in a mean over all 43 rows it would count for one.
+#
+# **Claim 8.** Collapse only `[VALUE]`'s query, by multiplying its logits by 30: a mean over all rows hardly sees it, its group does.
+#
+# **Claim 9.** At initialisation width hardly matters: each of the three widths starts near $\ln n$. What makes wide critics collapse
+# happens in training.
+
+
+# %%
+@eqx.filter_jit
+def draw_critics(keys, d_model):
+    return eqx.filter_vmap(lambda key: Critic(N_S, N_A, d_model=d_model, key=key))(keys)
+
+
+@eqx.filter_jit
+def all_logits(critics, s, a):
+    """Of every critic and pair: [critic, pair, layer, head, query, key]."""
+    one = lambda critic: jax.vmap(lambda s, a: critic.with_attention(s, a)[1])(s, a)
+    return eqx.filter_vmap(one)(critics)
+
+
+groups_of = jax.jit(jnp.vectorize(group_entropy, signature="(h,n,n)->(g)"))  # any leading axes
+
+
+s = jr.normal(k_s, (PAIRS, N_S))
+a = jr.uniform(k_a, (PAIRS, N_A), minval=-1.0)
+critics = draw_critics(jr.split(k_critic, CRITICS), D_MODEL)
+logits = all_logits(critics, s, a)
+layer = logits[0, 0, 0]  # [head, query, key] of one critic, one pair, the first layer
+sharp = layer.at[:, 0].multiply(30.0)
+mean_of_all = [float(jnp.mean(rows_of(l))) for l in (layer, sharp)]
+groups = np.array([groups_of(l) for l in (layer, sharp)])
+by_numpy = [textbook_64(layer[:, 0]).mean(), textbook_64(layer[:, 1:]).mean()]
+print(f"mean over all rows {mean_of_all[0]:.2f} -> {mean_of_all[1]:.2f} nats")
+print(f"[VALUE] {groups[0, 0]:.2f} -> {groups[1, 0]:.2f}, others {groups[0, 1]:.2f} -> {groups[1, 1]:.2f} nats")
+assert np.allclose(groups[0], by_numpy, atol=1e-4), "the groups should be the means over row 0 and over rows 1 to n - 1"
+assert mean_of_all[0] - mean_of_all[1] < 0.09, "the mean over all rows should move by at most ln(n) / n = 0.09 nats"
+assert groups[0, 0] - groups[1, 0] > 1, "the [VALUE] group should fall by more than 1 nat (typical 3)"
+assert groups[0, 1] == groups[1, 1], "the other rows were not touched"
+
+# %%
+by_width = {}
+for d_model in WIDTHS:
+    drawn = critics if d_model == D_MODEL else draw_critics(jr.split(k_width, CRITICS), d_model)
+    by_width[d_model] = np.mean(groups_of(all_logits(drawn, s, a)), axis=1)  # over pairs
+    centre, spread = by_width[d_model].mean(), by_width[d_model].mean(axis=(1, 2)).std()
+    print(f"d_model {d_model:3}: H = {centre:.2f} nats, standard deviation {spread:.2f} over {CRITICS} critics")
+means = [H.mean() for H in by_width.values()]
+assert min(means) > 0.85 * math.log(N), "every width should start above 0.85 ln n = 3.20 nats (typical 3.45)"
+assert np.ptp(means) < 0.25, "the widths should start within 0.25 nats of each other (typical 0.05)"
+
+# %%
+fig, (left_ax, right_ax) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
+left_ax.plot(head_sizes, with_division, "o-", label=r"$q \cdot k \,/\, \sqrt{d_{head}}$")
+left_ax.plot(head_sizes, without, "o-", label=r"$q \cdot k$")
+left_ax.set(title="Random rows, one head", xlabel="d_head (channels)", ylabel="H (nats)", xscale="log", ylim=(0, 4))
+for column, (i, g) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+    label = f"layer {i + 1}, {('[VALUE]', 'others')[g]}"
+    x = np.repeat(np.array(WIDTHS) * 1.08 ** (column - 1.5), CRITICS)
+    right_ax.plot(x, np.concatenate([H[:, i, g] for H in by_width.values()]), ".", label=label)
+right_ax.set(title=f"Whole critics at initialisation ({CRITICS} a width)", xlabel="d_model (channels)", xscale="log")
+for ax, ticks in ((left_ax, head_sizes), (right_ax, WIDTHS)):
+    ax.axhline(math.log(N), color="k", ls=":", lw=1, label="ln n")
+    ax.set_xticks(ticks, ticks, minor=False)
+    ax.minorticks_off()
+    ax.legend(fontsize=8)
+fig.savefig(PICTURES / "width.png", dpi=110)
+
+# %% [markdown]
+# ## A collapse by hand
+# Multiply $W_Q$ and $W_K$ of every block by $f$, and nothing else. The biases are still 0, so the first layer's logits grow by $f^2$.
+# This is a random critic made sharp, not a trained one, so it shows what sharp attention alone does to $Q$.
+#
+# **Claim 10.** The first layer's logits are $f^2$ times what they were, and all four entropies fall. The textbook form loses rows on
+# the way: its gradient is NaN in none of them at $f = 1$ and in many at $f = 8$.
+
+# %%
+FACTORS = (1.0, 2.0, 4.0, 8.0)
+
+
+def sharpened(critic, f):
+    queries_and_keys = lambda c: [m.weight for b in c.blocks for m in (b.attention.query, b.attention.key)]
+    return eqx.tree_at(queries_and_keys, critic, replace_fn=lambda W: f * W)
+
+
+def has_nan(form):
+    """Of every row, whether this form's gradient has a NaN in it."""
+    return jax.jit(jnp.vectorize(lambda l: jnp.isnan(jax.grad(form)(l)).any(), signature="(n)->()"))
+
+
+has_nan_textbook, has_nan_ours = has_nan(textbook), has_nan(row_entropy)
+sharp_logits = {f: all_logits(sharpened(critics, f), s, a) for f in FACTORS}
+for f, l in sharp_logits.items():
+    H = np.mean(groups_of(l), axis=(0, 1))
+    lost_rows = float(jnp.mean(has_nan_textbook(l)))
+    error = float(jnp.max(jnp.abs(l[:, :, 0] - f**2 * logits[:, :, 0])) / jnp.max(jnp.abs(l[:, :, 0])))
+    print(f"f = {f:.0f}: H layer 1 {np.round(H[0], 2)}, layer 2 {np.round(H[1], 2)} nats; rows lost to NaN {lost_rows:.1%}")
+    assert error < 1e-5, f"the first layer's logits should be f^2 times as large (relative error {error:.1e}, at most 1e-5)"
+    assert not has_nan_ours(l).any(), "our gradient is never NaN"
+    assert f > 1 or lost_rows == 0, "without collapse the textbook form is fine"
+assert lost_rows > 0.1, "at f = 8 the textbook form should lose more than a tenth of the rows (typical 50 %)"
+assert H.max() < 1 < 3 < np.mean(groups_of(logits), axis=(0, 1)).min(), "H: from above 3 to below 1 nat"
+
+# %%
+fig, axes = plt.subplots(1, len(FACTORS), figsize=(12, 3.4), layout="constrained", sharey=True)
+for ax, f in zip(axes, FACTORS):
+    head = sharp_logits[f][0, 0, 0, 0]
+    image = ax.imshow(jax.nn.softmax(head), vmin=0, vmax=1, cmap="magma_r")
+    for edge in (0.5, N_S + 0.5):
+        ax.axhline(edge, color="grey", lw=0.5)
+        ax.axvline(edge, color="grey", lw=0.5)
+    ax.set(title=f"f = {f:.0f}: {jnp.mean(rows_of(head)):.2f} nats", xlabel="key")
+    ax.set_xticks([0, 19, 40], ["[v]", "states", "actions"])
+    ax.set_yticks([0, 19, 40], ["[v]", "states", "actions"])
+axes[0].set(ylabel="query")
+fig.colorbar(image, ax=axes, label="attention p")
+fig.suptitle("One head of the first layer: spread, then single columns")
+fig.savefig(PICTURES / "maps.png", dpi=110)
+
+# %% [markdown]
+# ## What it does to $Q$
+# The paper's picture: $\bar Q$ over 11 x 11 offsets of two action dimensions, and beside it a number for how rough it is
+# (`tql.analysis.roughness`: mean squared second difference over the variance; no unit) and how often $Q$ turns along a slice.
+#
+# **Claim 11.** On average over 6 critics and 8 pairs, $Q$ is rougher and turns more often at $f = 4$ than at $f = 1$.
+# (It is not smooth at $f = 1$ either: a scalar that changes its sign turns its token round, as in walkthrough 2.)
+
+
+# %%
+@eqx.filter_jit
+def look(critics, s, a):
+    """Landscapes, roughness and turning points of every critic and pair: [critic, pair, ...]."""
+
+    def one(critic, s, a):
+        grid = landscape(critic, s, a, 0, 1)
+        return grid, roughness(grid), turning_points(q_slice(critic, s, a, 0))
+
+    return eqx.filter_vmap(lambda critic: jax.vmap(lambda s, a: one(critic, s, a))(s, a))(critics)
+
+
+looks = {f: look(sharpened(critics, f), s, a) for f in FACTORS}
+mean_rough = {f: float(jnp.mean(rough)) for f, (_, rough, _) in looks.items()}
+mean_turns = {f: float(jnp.mean(turns)) for f, (_, _, turns) in looks.items()}
+for f in FACTORS:
+    print(f"f = {f:.0f}: roughness {mean_rough[f]:.2f}, turning points along a slice {mean_turns[f]:.1f}")
+assert mean_rough[4.0] > 1.3 * mean_rough[1.0], "roughness should rise by more than 30 % (typical: it doubles)"
+assert mean_turns[4.0] > 1.2 * mean_turns[1.0], "turning points should rise by more than 20 % (typical 60 %)"
+
+# %%
+fig, axes = plt.subplots(2, len(FACTORS), figsize=(12, 6), layout="constrained")
+for column, f in enumerate(FACTORS):
+    for row, critic in enumerate((0, 1)):
+        grid = looks[f][0][critic, 0]
+        axes[row, column].imshow(grid, extent=(-0.5, 0.5, -0.5, 0.5), origin="lower", cmap="viridis")
+        axes[row, column].set(title=f"f = {f:.0f}: Q {jnp.min(grid):.2f} to {jnp.max(grid):.2f}")
+    axes[1, column].set(xlabel="offset of $a_2$")
+for row in (0, 1):
+    axes[row, 0].set(ylabel=f"critic {row + 1}: offset of $a_1$")
+fig.suptitle("Q of two random critics while their attention is sharpened by hand; every panel has its own colours")
+fig.savefig(PICTURES / "landscapes.png", dpi=110)
+
+# %% [markdown]
+# What this shows: low entropy means that few tokens are read, and a critic that reads few tokens, and which ones by a cliff of the
+# softmax, is rough. What it does not show: that training leads there. That is walkthrough 6.
+#
+# ## Your turn
+# **Predict**: keep $W_Q$ and $W_K$ as they are ($f = 1$) and multiply the `[VALUE]` vector of the tokenizer by 100. Does `[VALUE]`'s row
+# in the first layer become sharper, more even, or neither? Think of what stands between the tokenizer and the queries.
+#
+# **Swap**: an attention that cannot collapse this way, through the seam `make_attention`; it squashes the logits into $\pm 2$:
+# ```python
+# class Softcap(SoftmaxAttention):
+#     def logits(self, queries, x):
+#         return 2 * jnp.tanh(super().logits(queries, x) / 2)
+#
+# capped = Critic(N_S, N_A, d_model=D_MODEL, make_attention=Softcap, key=k_critic)
+# _, capped_logits = sharpened(capped, 8.0).with_attention(s[0], a[0])
+# print(jax.vmap(group_entropy)(capped_logits))
+# ```
+# How low can the entropy of 43 logits in $\pm 2$ be? Work it out, then look at the landscape.
+#
+# Next: walkthrough 4, where a critic learns values that are known in closed form.
