@@ -87,7 +87,7 @@ def test_any_other_text_is_refused_with_a_name_that_exists(text):
         (dict(evaluate_every=0), "evaluate_every is 0"),
         (dict(updates_per_call=0), "updates_per_call is 0"),
         (dict(batch_size=0), "batch_size is 0"),
-        (dict(episodes=0), "episodes is 0"),
+        (dict(episodes=-1), "episodes is -1; it must be at least 0"),
         (dict(steps=1_000_001), "steps 1000001 is no multiple of updates_per_call 50"),
         (dict(log_every=75), "log_every 75 is no multiple of updates_per_call 50"),
         (dict(checkpoint_every=51), "checkpoint_every 51 is no multiple"),

@@ -257,7 +257,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(stopped, ti
 
 def test_leftovers_of_a_kill_are_harmless_and_cleared(stopped, finished, tiny):
     (stopped / ".step-000000030.checkpoint.123.tmp").write_bytes(b"half")
-    (stopped / ".metrics.jsonl.tmp").write_bytes(b"half")
+    (stopped / ".metrics.jsonl.123.tmp").write_bytes(b"half")
     assert int(runs.trained_agent(stopped).step) == 25
     go_on(stopped, tiny)
     assert_same_run(stopped, finished)
@@ -323,6 +323,59 @@ def test_an_agent_that_is_not_finite_is_never_saved(where, value, stopped):
     with pytest.raises(Diverged, match=r"NaN or Inf in \w+[.\[].* after 25 updates; the last good checkpoint is .*step-000000025"):
         runs._save(stopped, agent)
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+# To be looked at, and ended early.
+
+
+def test_ended_early_it_is_on_the_schedule_of_the_whole_run(tmp_path, finished, tiny, maze_file):
+    run, looked = tmp_path / "run", []
+    agent = runs.train(*runs.start(tiny, maze_file, run), run, workers=1, until=20, look=lambda agent: looked.append(int(agent.step)))
+    assert int(agent.step) == 20 and steps_of(run) == [20, 15] and looked == [10, 15, 20]
+    agent = runs.train(*runs.resume(run, Task.parse(tiny.task), tiny), run, workers=1, until=20, look=lambda _: pytest.fail("looked"))
+    assert int(agent.step) == 20, "it is there already"
+    go_on(run, tiny)
+    assert_same_run(run, finished)
+
+
+def test_a_look_is_at_what_is_on_the_disk(tmp_path, tiny, maze_file):
+    run = tmp_path / "run"
+
+    def look(agent):
+        assert steps_of(run)[0] == int(agent.step)
+        assert_same_arrays(runs.trained_agent(run), agent)
+        raise Killed
+
+    with pytest.raises(Killed):
+        runs.train(*runs.start(tiny, maze_file, run), run, workers=1, look=look)
+
+
+def test_no_episodes_are_no_evaluation(tmp_path, monkeypatch, tiny, maze_file):
+    run = tmp_path / "run"
+    monkeypatch.setattr(runs, "run_episodes", lambda *_, **__: pytest.fail("evaluated"))
+    agent = runs.train(*runs.start(replace(tiny, episodes=0), maze_file, run), run, workers=1, until=20)
+    assert int(agent.step) == 20 and not (run / "evaluation.jsonl").exists()
+
+
+def test_the_checkpoint_after_so_many_updates(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert int(runs.agent_at(run, 30).step) == 30 and int(runs.agent_at(run, 40).step) == 40
+    with pytest.raises(RunError, match="no checkpoint after 35 updates; there are: 40, 30"):
+        runs.agent_at(run, 35)
+    damage(runs.checkpoints(run)[0])
+    with pytest.raises(checkpoint.CheckpointError, match="000000040.checkpoint: is damaged"):
+        runs.agent_at(run, 40)
+    for path in runs.checkpoints(run):
+        path.unlink()
+    with pytest.raises(RunError, match="there are: none"):
+        runs.agent_at(run, 40)
+
+
+def test_data_that_are_loaded_already_are_not_loaded_again(tmp_path, monkeypatch, tiny, maze_file):
+    run, data = tmp_path / "run", runs.load(Task.parse(tiny.task), maze_file)[0]
+    monkeypatch.setattr(runs, "load", lambda *_: pytest.fail("loaded"))
+    assert runs.start(tiny, maze_file, run, data)[1] is data
+    assert runs.resume(run, Task.parse(tiny.task), tiny, maze_file, data)[1] is data
 
 
 # Directories that are no runs, and runs that are asked for something else.
