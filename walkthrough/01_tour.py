@@ -1,0 +1,398 @@
+# %% [markdown]
+# # 1. What happens to one pair (s, a)?
+# We take one transition of a real OGBench dataset and follow it through the whole of TQL, file by file: into tokens, through attention,
+# out as Q values, into the three losses, and back as one update. Every intermediate shape is printed, every intermediate array drawn.
+#
+# **Price**: 30 s on 2 cores (40 s of processor time), 0.9 GB of memory.
+#
+# **Writes**: pictures to `runs/walkthrough/01_tour/`, and once, in about 15 s, two episodes of data to `data/2-episodes/`.
+
+# %%
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib.pyplot as plt
+import numpy as np
+
+from tql import data, loop
+from tql.analysis import attention_maps, head_entropies
+from tql.attention import group_entropy
+from tql.config import Config, Task
+from tql.flow_actor import draw_noise
+from tql.workspace import dataset, pictures
+
+PICTURES = pictures("01_tour")
+TASK = "cube-single-play-singletask-task2-v0"
+ROW = 123  # of the first episode: the arm is holding the cube and lifts it; the task is not yet solved
+SEED = 0
+UPDATES = 60  # of the last picture
+GROUPS = ("[VALUE]", "others")
+
+# %% [markdown]
+# ## 1. A transition (`tql/data.py`, `tql/environment.py`)
+# A robot arm, one cube, and the task to bring the cube to a goal. The state $s$ has 28 scalars, the action $a$ has 5 in $[-1, 1]$; a
+# transition adds the reward $r$, the mask $m$ (0 where the task is solved and nothing follows), the next state $s'$ and the action that
+# the dataset took there. A `Batch` is one such transition with a leading axis; `row` below has none.
+
+# %%
+STATE = {  # OGBench's order; positions in decimetres; "opening" is 0 for an open gripper, 3 for a closed one
+    "joint angle": 6, "joint speed": 6, "gripper pos": 3, "gripper cos yaw": 1, "gripper sin yaw": 1, "opening": 1, "contact": 1,
+    "cube pos": 3, "cube quaternion": 4, "cube cos yaw": 1, "cube sin yaw": 1,
+}  # fmt: skip
+S_NAMES = [f"{name} {i + 1}" if number > 1 else name for name, number in STATE.items() for i in range(number)]
+A_NAMES = ["dx", "dy", "dz", "d yaw", "d gripper"]
+where = {name: np.array([j for j, full in enumerate(S_NAMES) if full.startswith(name)]) for name in STATE}
+
+train, validation = data.load(Task.parse(TASK), dataset("cube-single-play-v0", episodes=2))
+row = jax.tree.map(lambda x: x[ROW], train)
+s, a = row.observations, row.actions
+n_s, n_a, n = len(s), len(a), 1 + len(s) + len(a)
+print(f"dataset: observations {train.observations.shape}, actions {train.actions.shape}, rewards {train.rewards.shape}")
+print(f"one row: s {s.shape}, a {a.shape}, r = {row.rewards:.0f}, m = {row.masks:.0f}")
+
+# %% [markdown]
+# **Claim 1.** The names are right where we can check them: over the whole dataset the two yaws satisfy $\cos^2 + \sin^2 = 1$ and the
+# cube's quaternion has length 1. And the reward is $-m$: every step costs 1 until the task is solved. So an agent that never
+# solves it has $Q = -1/(1-\gamma) = -100$, and all true values lie between $-100$ and $0$.
+
+# %%
+S = np.asarray(train.observations)
+units = {
+    "gripper yaw": np.hypot(S[:, where["gripper cos yaw"]], S[:, where["gripper sin yaw"]]),
+    "cube yaw": np.hypot(S[:, where["cube cos yaw"]], S[:, where["cube sin yaw"]]),
+    "cube quaternion": np.linalg.norm(S[:, where["cube quaternion"]], axis=1),
+}
+for name, length in units.items():
+    print(f"{name:15s} length in [{length.min():.6f}, {length.max():.6f}]")
+    assert np.abs(length - 1).max() < 1e-4, f"{name}: length is not 1 within 1e-4 (typical error 1e-7); are the names in order?"
+assert np.array_equal(train.rewards, -train.masks), "the reward is not -1 exactly where the mask is 1"
+
+# %%
+def draw_transition(ax):
+    colours = ["tab:blue"] * n_s + ["tab:orange"] * n_a
+    ax.barh(np.arange(n_s + n_a), np.concatenate([s, a]), color=colours)
+    ax.set_yticks(np.arange(n_s + n_a), S_NAMES + A_NAMES, fontsize=6.5)
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", linewidth=0.6)
+    ax.grid(alpha=0.3, axis="x")
+    ax.set(xlabel="value", title=f"the transition: 28 + 5 scalars, r = {row.rewards:.0f}, m = {row.masks:.0f}")
+
+
+fig, ax = plt.subplots(figsize=(6, 6), layout="constrained")
+draw_transition(ax)
+fig.savefig(PICTURES / "transition.png", dpi=110)
+
+# %% [markdown]
+# ## 2. Tokens (`tql/tokenizer.py`)
+# Every scalar becomes one vector of $d_{model}$ channels, and a learned vector `[VALUE]` goes in front: $n = 1 + 28 + 5 = 34$ rows.
+#
+# $$x_0 = v, \qquad x_j = s_j\,w_s + b_s + e_s + p_j, \qquad x_{n_s+i} = a_i\,w_a + b_a + e_a + p_{n_s+i}$$
+#
+# `loop.initialise` makes the agent of the paper's smallest size: width 128, 2 layers, 4 heads of 32 channels, $K = 2$ Q heads.
+
+# %%
+config = Config(TASK, seed=SEED, warmup=0)  # the paper's, but full learning rates from the first update
+agent = loop.initialise(n_s, n_a, config)
+critic = agent.critic
+x = critic.tokenizer(s, a)
+layers, heads, d_model = len(critic.blocks), critic.blocks[0].heads, x.shape[1]
+parameters = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(critic, eqx.is_array)))
+print(f"tokens x: {x.shape} = (1 + n_s + n_a, d_model); critic: {layers} layers, {heads} heads, {parameters:,} parameters")
+
+
+def draw_tokens(ax):
+    picture = ax.imshow(x, aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2)
+    ax.axhline(0.5, color="black", linewidth=0.8)
+    ax.axhline(n_s + 0.5, color="black", linewidth=0.8)
+    ax.set_yticks([0, n_s / 2, n_s + n_a / 2], ["[VALUE]", "state", "action"])
+    ax.set(xlabel="channel", title=f"tokens ({n}, {d_model}): row = scalar times one direction")
+    return picture
+
+
+fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+fig.colorbar(draw_tokens(ax), label="value")
+fig.savefig(PICTURES / "tokens.png", dpi=110)
+
+# %% [markdown]
+# The rows of the state are all multiples of one pattern $w_s$, those of the action of $w_a$; `[VALUE]` and the embeddings are fifty
+# times smaller. What that does to attention is the question of walkthrough 2.
+#
+# ## 3. Attention (`tql/attention.py`)
+# A block normalises the rows, $h = \mathrm{LN}(x)$, and every row (query) asks every row (key), in each head:
+# $l = QK^\top/\sqrt{d_{head}}$, weights $A = \mathrm{softmax}(l)$. Here are both blocks by hand, in whole.
+
+# %%
+every_logits, x_l = [], x
+for number, block in enumerate(critic.blocks):
+    h = jax.vmap(block.attention_norm)(x_l)
+    logits = block.attention.logits(h, h)
+    x_l, _ = block(x_l)
+    every_logits.append(logits)
+    print(f"layer {number + 1}: LN(x) {h.shape} -> logits {logits.shape} = (heads, query, key) -> x {x_l.shape}")
+every_logits = jnp.stack(every_logits)
+A = jax.nn.softmax(every_logits)
+Q = critic.read_out(x_l[0])
+print(f"[VALUE] row {x_l[0].shape} -> {Q.shape[0]} heads -> Q = {Q}; logits in [{every_logits.min():.2f}, {every_logits.max():.2f}]")
+
+# %% [markdown]
+# **Claim 2.** Every row of $A$ sums to 1, and this walk along whole blocks gives what `critic(s, a)` gives, although the critic
+# computes its last block for the `[VALUE]` row alone.
+
+# %%
+rows = jnp.sum(A, axis=-1)
+print(f"rows of A sum to 1 within {jnp.max(jnp.abs(rows - 1)):.1e}")
+assert jnp.allclose(rows, 1, atol=1e-5), "attention rows must sum to 1 within 1e-5 (typical 2e-7)"
+shortcut, with_logits = critic(s, a), critic.with_attention(s, a)
+gap = max(jnp.max(jnp.abs(shortcut - Q)), jnp.max(jnp.abs(with_logits[0] - Q)), jnp.max(jnp.abs(with_logits[1] - every_logits)))
+other_row = jnp.max(jnp.abs(critic.read_out(x_l[1]) - Q))
+print(f"critic(s, a) against whole blocks: {gap:.1e}; reading row 1 instead of row 0 would be off by {other_row:.2f}")
+assert gap < 1e-4, f"the critic's shortcut differs from whole blocks by {gap:.1e}; must be below 1e-4 (typical 1e-6)"
+assert jnp.allclose(attention_maps(critic, s, a), A, atol=1e-5), "analysis.attention_maps must be the same weights"
+
+
+# %%
+def draw_attention(ax, layer, head):
+    picture = ax.imshow(A[layer, head], cmap="magma", vmin=0, vmax=0.2)
+    ticks = [0, n_s / 2, n_s + n_a / 2 + 0.5]
+    ax.set_xticks(ticks, ["[v]", "state", "action"], fontsize=7)
+    ax.set_yticks(ticks, ["[v]", "state", "action"], fontsize=7)
+    ax.set_title(f"layer {layer + 1}, head {head + 1}: largest {A[layer, head].max():.2f}", fontsize=9)
+    return picture
+
+
+fig, axes = plt.subplots(layers, heads, figsize=(11, 5.8), layout="constrained")
+for (layer, head), ax in np.ndenumerate(axes):
+    picture = draw_attention(ax, layer, head)
+fig.supxlabel("key")
+fig.supylabel("query")
+fig.suptitle(f"attention weights (layers, heads, n, n) = {A.shape}; 1/n = {1 / n:.3f}")
+fig.colorbar(picture, ax=axes, label="weight (white: 0.2 and above)")
+fig.savefig(PICTURES / "attention.png", dpi=110)
+
+# %% [markdown]
+# ## 4. Entropy of the rows (`tql/attention.py`, target in `tql/entropy_controller.py`)
+# One row $p$ of $A$ has entropy $H = -\sum_j p_j \ln p_j$ nats: $\ln n = 3.53$ where it looks at all 34 tokens evenly, 0 where it looks at
+# one. TQL averages over heads and keeps two groups per layer: the query of `[VALUE]`, and the mean over all other queries. That is a
+# $(2, 2)$ array of numbers, and each has a target $T$: $0.8 \ln n$, in the last layer 0.5 nats less.
+#
+# **Claim 3.** At initialisation attention is diffuse: all four $H$ lie between $0.8 \ln n$ and $\ln n$, so above their targets.
+
+# %%
+H = jax.vmap(group_entropy)(every_logits)
+T = jnp.array(agent.controller.target)
+p = np.asarray(A, np.float64)
+textbook = -np.sum(p * np.log(p), axis=-1)
+by_group = np.stack([textbook[:, :, 0].mean(1), textbook[:, :, 1:].mean((1, 2))], axis=1)
+print(f"rows: {textbook.shape}, groups: H {H.shape}, ln n = {np.log(n):.3f}")
+print(f"H =\n{H}\nT =\n{T}")
+assert np.allclose(H, by_group, atol=1e-4), "group_entropy must equal the textbook form within 1e-4 (typical 1e-6)"
+assert np.all(by_group < np.log(n)), "no entropy can exceed ln n"
+assert np.all(by_group > 0.8 * np.log(n)), f"H should start above 0.8 ln n = {0.8 * np.log(n):.2f} (typical 3.0 to 3.4); got {H}"
+
+
+# %%
+def draw_entropy(ax):
+    of_heads = np.asarray(head_entropies(critic, s, a))
+    for k in range(2 * layers):
+        layer, group = divmod(k, 2)
+        ax.bar(k, H[layer, group], color=("tab:purple", "tab:gray")[group], width=0.6)
+        ax.plot([k - 0.4, k + 0.4], [T[layer, group]] * 2, color="black", label="target T" if k == 0 else None)
+        ax.plot(np.full(heads, k), of_heads[layer, :, group], "o", color="white", mec="black", label="single heads" if k == 0 else None)
+    ax.axhline(np.log(n), color="tab:red", linestyle="--", label="ln n: looks at everything")
+    ax.set_xticks(range(2 * layers), [f"layer {k // 2 + 1}\n{GROUPS[k % 2]}" for k in range(2 * layers)], fontsize=8)
+    ax.set(ylabel="entropy H (nats)", ylim=(0, 4.9), title=f"entropy {H.shape}: above target, so nothing to push yet")
+    ax.legend(fontsize=7, loc="upper center", ncols=3)
+
+
+fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+draw_entropy(ax)
+fig.savefig(PICTURES / "entropy.png", dpi=110)
+
+# %% [markdown]
+# ## 5. The TD target (`tql/flow_actor.py`, `tql/critic.py`, `td_loss` in `tql/loop.py`)
+# In $s'$ the actor's one-step policy turns normal noise into an action, $a' = \mathrm{clip}(\mu(s', z'))$. The target critic, a slow
+# copy of the critic and as yet the same, values it, and all K heads of the critic are drawn to one number:
+#
+# $$y = r + \gamma\,m\,\frac1K\sum_k \bar Q_k(s', a'), \qquad \text{TD loss} = \frac1K\sum_k (Q_k(s, a) - y)^2$$
+#
+# All randomness of an update is drawn before it, as a `Noise`. **Claim 4.** The two lines below are `loop.td_loss`.
+
+# %%
+noise = draw_noise(n_a, key=jr.key(SEED))
+s_next, gamma = row.next_observations, config.discount
+a_next = agent.actor.next_action(s_next, row.next_actions, noise.next_action)
+Q_next = agent.target_critic(s_next, a_next)
+y = row.rewards + gamma * row.masks * jnp.mean(Q_next)
+td = jnp.mean((Q - y) ** 2)
+print(f"noise {noise.next_action.shape} -> a' {a_next.shape} -> target Q' {Q_next} -> y = {y:.3f} -> TD loss {td:.4f}")
+of_module, (_, y_of_module, H_of_module) = loop.td_loss(critic, agent.target_critic, agent.actor, gamma, row, noise)
+assert jnp.allclose(jnp.stack([td, y]), jnp.stack([of_module, y_of_module]), atol=1e-4), "td_loss by hand differs by more than 1e-4"
+assert jnp.allclose(H_of_module, H, atol=1e-5), "td_loss returns the entropies of this very pair"
+
+
+# %%
+def draw_values(ax):
+    ax.axhline(y, color="tab:red", label=f"y = r + gamma mean Q' = {y:.2f}")
+    ax.bar([0, 1], Q, width=0.5, color="tab:purple", label="Q_k(s, a)")
+    ax.bar([2.5, 3.5], Q_next, width=0.5, color="tab:gray", label="target critic's Q_k(s', a')")
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.set_xticks([0, 1, 2.5, 3.5], ["head 1", "head 2"] * 2)
+    ax.set(ylabel="discounted reward", title=f"[VALUE] row ({d_model},) to K = 2 values and their target")
+    ax.margins(y=0.45)
+    ax.legend(fontsize=7)
+
+
+def draw_actions(ax):
+    actions = {"a, of the dataset": a, "next a of the dataset": row.next_actions, "a', of the policy": a_next}
+    for offset, (name, action) in zip((-0.25, 0, 0.25), actions.items()):
+        ax.bar(np.arange(n_a) + offset, action, width=0.22, label=name)
+    ax.set_xticks(range(n_a), A_NAMES, fontsize=8)
+    ax.set(ylim=(-1.05, 1.05), ylabel="action", title="an untrained policy acts unlike the dataset")
+    ax.legend(fontsize=7)
+
+
+fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+draw_actions(axes[0])
+draw_values(axes[1])
+fig.savefig(PICTURES / "td.png", dpi=110)
+
+# %% [markdown]
+# ## 6. Three losses (`tql/loop.py`), for this one transition
+# | loss | moves | formula |
+# |---|---|---|
+# | critic | critic | TD loss $+\ \langle -\mathrm{sg}(\alpha) H \rangle$ |
+# | temperature | $\log\alpha$, one per layer and group, $\alpha = 1$ at the start | $\langle \alpha (\mathrm{sg}(H) - T) \rangle$ |
+# | actor | flow and one-step policy | flow matching $+\ \alpha_{bc}\,$distillation $-\ Q(s, \mathrm{clip}\,\mu(s, z))$ |
+#
+# $\langle\cdot\rangle$ is the mean over the four entries and sg stops the gradient. As $\alpha = 1$ everywhere,
+# **Claim 5.** the attention loss is minus the mean entropy, and the temperature loss the mean of $H - T$.
+
+# %%
+batch, noises = jax.tree.map(lambda leaf: leaf[None], (row, noise))  # a batch of one
+frozen = (agent.target_critic, agent.actor, agent.controller, batch, noises, gamma)
+loss_and_grad = eqx.filter_jit(eqx.filter_value_and_grad(loop.critic_loss, has_aux=True))
+(of_critic, (H_batch, metrics)), grads = loss_and_grad(critic, *frozen)
+of_temperature, _ = loop.temperature_loss(agent.controller, H_batch)
+alpha_bc = config.actor.alpha_bc
+of_actor, parts = eqx.filter_jit(loop.actor_loss)(agent.actor, critic, batch, noises, alpha_bc)
+flow, distillation, q = parts["flow_loss"], parts["distillation_loss"], parts["actor_q"]
+print(f"critic      {of_critic:8.3f} = TD {metrics['td_loss']:.3f} + attention {metrics['attention_loss']:.3f}")
+print(f"temperature {of_temperature:8.3f}")
+print(f"actor       {of_actor:8.3f} = flow {flow:.3f} + {alpha_bc:.0f} x distillation {distillation:.3f} - Q {q:.3f}")
+assert jnp.allclose(metrics["attention_loss"], -jnp.mean(H), atol=1e-4), "attention loss is not -mean H at alpha = 1"
+assert jnp.allclose(of_temperature, jnp.mean(H - T), atol=1e-4), "temperature loss is not mean(H - T) at alpha = 1"
+
+# %% [markdown]
+# ## 7. One update (`update_with_noise` in `tql/loop.py`)
+# All three losses are taken at the agent before the update, then each model makes its step of AdamW (Adam for $\alpha$), and the
+# target critic moves by $\tau = 0.005$ towards the critic. Adam's first step $\Delta$ moves every parameter by the learning rate
+# $\eta = 10^{-4}$ against the sign of its gradient $g$. So 1 % of that step should lower the critic's loss by
+# $0.01\,\eta \sum |g|$, to first order.
+#
+# **Claim 6.** It does, to within 10 %; the whole step lowers the loss too, but by less than the straight line promises. And every
+# $\log\alpha$ falls by $\eta$, since every $H$ is above its target.
+
+# %%
+update = eqx.filter_jit(loop.update_with_noise)
+agent_1, _ = update(agent, batch, noises)
+eta = loop.schedule(config.critic_lr, config)(0)
+promised = eta * sum(jnp.sum(jnp.abs(g)) for g in jax.tree.leaves(grads))
+nudged = loop.polyak(agent_1.critic, critic, 0.01)  # theta + 0.01 (theta_1 - theta)
+fell_nudged = of_critic - loss_and_grad(nudged, *frozen)[0][0]
+(loss_1, (H_1, metrics_1)), _ = loss_and_grad(agent_1.critic, *frozen)
+d_log_alpha = agent_1.controller.log_alpha - agent.controller.log_alpha
+print(f"1 % of the step: loss falls by {fell_nudged:.5f}, promised {0.01 * promised:.5f} ({fell_nudged / promised:.2%} of a step)")
+print(f"whole step: {of_critic:.3f} -> {loss_1:.3f}, falls by {of_critic - loss_1:.3f}, promised {promised:.3f}")
+print(f"mean Q {metrics['q_mean']:.3f} -> {metrics_1['q_mean']:.3f}; mean H {jnp.mean(H):.3f} -> {jnp.mean(H_1):.3f}")
+print(f"log alpha moves by {d_log_alpha.ravel()}, eta = {eta:.1e}")
+assert 0.009 < fell_nudged / promised < 0.011, "1 % of the step must give 1 % of eta sum|g| within 10 % (typical 0.99 %)"
+assert 0 < of_critic - loss_1 < promised, "the whole step must lower the loss, by less than promised (typical 20 to 85 % of it)"
+assert jnp.allclose(d_log_alpha, -eta, rtol=1e-3), f"every log alpha must fall by {eta:.1e}, as H > T"
+
+# %% [markdown]
+# The same transition with the same noise again and again: Q meets its target, which itself creeps as the target critic and the
+# policy follow. Though entropy is above its target, it rises further: $\alpha$ has hardly decayed from 1 and can only push up. At this
+# rate it takes some ten thousand updates to fall to 0. This memorises one transition; it says nothing yet about learning from many.
+
+# %%
+repeated, history = agent, []
+for _ in range(UPDATES):
+    repeated, metrics_k = update(repeated, batch, noises)
+    history.append(metrics_k)  # of the agent before the update
+history = {name: np.stack([metrics_k[name] for metrics_k in history]) for name in history[0]}
+td_first, td_last = history["td_loss"][0], np.mean(history["td_loss"][-10:])
+print(f"TD loss {td_first:.3f} -> {td_last:.1e} (last ten updates); alpha {history['alpha'][-1].ravel()}")
+assert td_last < 0.1 * td_first, f"{UPDATES} updates must leave less than a tenth of this TD loss (typical below 0.01 of it)"
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+axes[0].plot(history["q_mean"], color="tab:purple", label="Q(s, a), mean of 2 heads; band: their sd")
+axes[0].fill_between(range(UPDATES), *(history["q_mean"] + sign * history["q_std"] for sign in (-1, 1)), color="tab:purple", alpha=0.2)
+axes[0].plot(history["target_mean"], "--", color="tab:red", label="y")
+axes[0].set(title="Q meets its target", ylabel="discounted reward")
+axes[1].plot(history["entropy"].reshape(-1, 4), label=[f"layer {k // 2 + 1}, {GROUPS[k % 2]}" for k in range(4)])
+axes[1].axhline(np.log(n), color="tab:red", linestyle="--", label="ln n")
+axes[1].set(title="entropy still rises (targets 2.8 and 2.3)", ylabel="H (nats)")
+axes[2].plot(history["alpha"].reshape(-1, 4))
+axes[2].plot(np.exp(-eta * np.arange(UPDATES)), "k:", label=r"$e^{-\eta k}$")
+axes[2].set(title="temperatures decay, as H > T", ylabel="alpha")
+for ax in axes:
+    ax.set_xlabel("updates k on this one transition")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=7)
+fig.savefig(PICTURES / "update.png", dpi=110)
+
+# %% [markdown]
+# ## The map
+# All of it in one picture, each panel under the name of the file that computes it.
+
+# %%
+fig = plt.figure(figsize=(17, 10), layout="constrained")
+panels = fig.subplot_mosaic([["s", "x", "A1", "H"], ["s", "x", "A2", "Q"], ["s", "a", "L", "L"]], width_ratios=(1.1, 1.2, 0.9, 1.2))
+draw_transition(panels["s"])
+draw_tokens(panels["x"])
+draw_attention(panels["A1"], 0, 0)
+draw_attention(panels["A2"], 1, 0)
+draw_entropy(panels["H"])
+draw_values(panels["Q"])
+draw_actions(panels["a"])
+values = dict(zip(("TD", "attention", "temperature", "flow", f"{alpha_bc:.0f} x distillation", "-Q"),
+    (metrics["td_loss"], metrics["attention_loss"], of_temperature, flow, alpha_bc * distillation, -q)))  # fmt: skip
+bars = panels["L"].barh(list(values), list(values.values()), color=["tab:purple"] * 2 + ["tab:gray"] + ["tab:orange"] * 3)
+panels["L"].bar_label(bars, fmt="%.2f", padding=3)
+panels["L"].set(title="three losses: critic (purple), temperature (grey), actor (orange)", xscale="symlog")
+panels["L"].invert_yaxis()
+panels["L"].margins(x=0.15)
+FILES = {"s": "1 data.py", "x": "2 tokenizer.py", "A1": "3 attention.py", "A2": "3 attention.py", "H": "4 entropy_controller.py",
+    "Q": "5 critic.py", "a": "5 flow_actor.py", "L": "6, 7 loop.py"}  # fmt: skip
+for name, file in FILES.items():
+    panels[name].set_title(f"{file}\n{panels[name].get_title()}", fontsize=9)
+fig.savefig(PICTURES / "map.png", dpi=110)
+
+# %% [markdown]
+# | step | file | what to read there |
+# |---|---|---|
+# | 1 | `tql/data.py` | `Batch`, `load` |
+# | 2 | `tql/tokenizer.py` | `ScalarTokenizer` |
+# | 3, 4 | `tql/attention.py` | `SoftmaxAttention`, `Block`, `row_entropy`, `group_entropy` |
+# | 4, 6 | `tql/entropy_controller.py` | `default_target`, the two losses, `TemperaturePerGroup` |
+# | 5 | `tql/critic.py` | `Critic.__call__`, `with_attention`, `read_out` |
+# | 5, 6 | `tql/flow_actor.py` | `next_action`, `losses`, `draw_noise` |
+# | 5 to 7 | `tql/loop.py` | `td_loss`, the three losses, `update_with_noise`; `train_chunk` scans it |
+#
+# Around them: `config.py` holds every setting, `linear.py` the affine map and its start, `run.py` and `checkpoint.py` a run on disk,
+# `evaluate.py` acts in the environment, `analysis.py` looks at a trained critic.
+#
+# ## Your turn
+# **Predict**: take a transition in which the task is solved, `ROW = int(jnp.argmin(train.masks))`. What is $y$ there, for which
+# noise, and for which actor? Then set it at the top (after loading the data) and look at the picture of step 5.
+#
+# **Swap**: the behaviour flow instead of the one-step policy in the target. How far apart are the two before any training?
+#
+# ```python
+# a_flow = agent.actor.behaviour(s_next, noise.next_action)
+# print(a_flow, a_next, row.rewards + gamma * row.masks * jnp.mean(agent.target_critic(s_next, a_flow)), y)
+# ```
+#
+# Next: `02_tokens.py`, what the critic can and cannot see of a scalar.
