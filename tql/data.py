@@ -68,3 +68,23 @@ def transitions(task: Task, arrays: dict[str, np.ndarray], environment) -> Batch
         next_observations=jnp.asarray(arrays["observations"][now + 1]),
         next_actions=jnp.asarray(actions[now + 1]),
     )
+
+
+def regression_to_returns(data: Batch, discount: float, horizon: int = 100) -> Batch:
+    r"""The same pairs (s, a) with the return that followed as reward and nothing after it, so that the TD target is the return.
+
+    $$r_t \leftarrow G_t = r_t + \gamma\,m_t\,G_{t+1}, \qquad m_t \leftarrow 0$$
+
+    TD without bootstrapping: what is left of a finding under it does not come from bootstrapping. The last `horizon` steps of every
+    episode are left out, for their returns are cut short (at discount 0.95, 100 steps leave an error of 0.6 % of the largest return).
+    """
+    r, m = np.asarray(data.rewards, np.float64), np.asarray(data.masks, np.float64)
+    follows = np.all(np.asarray(data.observations[1:]) == np.asarray(data.next_observations[:-1]), axis=1)
+    G, steps_left = np.zeros(len(r) + 1), np.zeros(len(r) + 1, int)
+    for t in reversed(range(len(r))):
+        goes_on = t < len(r) - 1 and follows[t]
+        G[t] = r[t] + discount * m[t] * G[t + 1] * goes_on
+        steps_left[t] = 1 + steps_left[t + 1] * goes_on
+    kept = np.flatnonzero(steps_left[:-1] > horizon)
+    whole = eqx.tree_at(lambda b: (b.rewards, b.masks), data, (jnp.asarray(G[:-1], data.rewards.dtype), jnp.zeros_like(data.masks)))
+    return jax.tree.map(lambda x: x[kept], whole)

@@ -7,16 +7,23 @@ A run of a study is a run like any other (`run.py`), with two more files:
 """
 
 import json
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
+from multiprocessing.queues import Queue
 from pathlib import Path
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
 from tql import run as runs
 from tql.config import Config, Task
 from tql.data import Batch, load
+from tql.environment import bare_children
 from tql.loop import Agent
 from tql.portrait import PAIRS, draw, numbers, probe_pairs, save, take
 from tql.whole_file import whole_file
@@ -48,6 +55,11 @@ def is_complete(run: Path, config: Config, until: int | None = None) -> bool:
     return any(line["step"] >= (until or config.steps) for line in read_lines(run / "analysis.jsonl"))
 
 
+def unchanged(data: Batch) -> Batch:
+    """The data as they are."""
+    return data
+
+
 @lru_cache(maxsize=2)
 def _loaded(task: Task, dataset: Path) -> tuple[Batch, Batch]:
     return load(task, dataset)
@@ -60,7 +72,7 @@ def complete(
     *,
     workers: int = 2,
     until: int | None = None,
-    change: Callable[[Batch], Batch] = lambda data: data,
+    change: Callable[[Batch], Batch] = unchanged,
 ) -> Path:
     """Trains a run to its end and looks at every checkpoint: from the start, from where it stopped, or not at all if it is done.
 
@@ -78,6 +90,50 @@ def complete(
         look(agent, validation, run)  # makes up for a stop between a checkpoint and its portrait
     runs.train(agent, change(data), run, workers=workers, until=until, look=lambda agent: look(agent, validation, run))
     return run
+
+
+def complete_all(
+    members: dict[str, Config],
+    dataset: Path,
+    folder: Path,
+    *,
+    change: Callable[[Batch], Batch] = unchanged,
+    processes: int = 2,
+) -> dict[str, Path]:
+    """`complete` for every member, several at a time, each on one core of its own; returns the directories `folder / NAME`.
+
+    Small critics use one core well and two badly, and on one core a run's numbers do not depend on how many there are. On a GPU, take
+    one process. A `change` has to be a function of a module, which other processes can import.
+    """
+    runs_of = {name: folder / name for name in members}
+    missing = [name for name, config in members.items() if not is_complete(runs_of[name], config)]
+    processes = min(processes, len(missing))
+    if not missing:
+        return runs_of
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for number in range(processes):
+        cores.put(number)
+    quiet = {"TQDM_DISABLE": "1", "MUJOCO_GL": "disable"}
+    with ProcessPoolExecutor(processes, context, _on_one_core, (cores, folder.parent / "compiled")) as pool:
+        with bare_children(quiet):
+            jobs = {pool.submit(complete, members[name], dataset, runs_of[name], workers=1, change=change): name for name in missing}
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc=folder.name, unit="run", dynamic_ncols=True):
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return runs_of
+
+
+def _on_one_core(cores: Queue, compiled: Path) -> None:
+    """Binds a process to one core (where the system can), before JAX counts them. Runs that differ by their seed share programs."""
+    number = cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[number % len(allowed)]})
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
 
 
 def analyse(run: Path, step: int | None = None, dataset: Path | None = None) -> list[str]:

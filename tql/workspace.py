@@ -10,9 +10,13 @@ from tql import collect
 from tql.config import Task
 
 
+CHECKOUT = Path(__file__).parents[1]
+"""The repository's own folder, with `figures/` in it."""
+
+
 def home() -> Path:
     """$TQL_HOME if it is set, otherwise the checkout."""
-    return Path(os.environ.get("TQL_HOME") or Path(__file__).parents[1])
+    return Path(os.environ.get("TQL_HOME") or CHECKOUT)
 
 
 def pictures(walkthrough: str) -> Path:
