@@ -80,11 +80,14 @@ def _look(
     return jax.lax.map(lambda pair: one(*pair), (s, a))
 
 
+_maps = eqx.filter_jit(jax.vmap(attention_maps, in_axes=(None, 0, 0)))
+
+
 def take(critic: AbstractCritic, s: Float[Array, "pairs n_s"], a: Float[Array, "pairs n_a"]) -> Portrait:
     """Looks at a critic through these pairs. Raises `ValueError` for actions of less than two dimensions."""
     if a.shape[1] < 2:
         raise ValueError(f"a landscape needs two action dimensions; these actions have {a.shape[1]}.")
-    maps = eqx.filter_jit(jax.vmap(attention_maps, in_axes=(None, 0, 0)))(critic, s, a)
+    maps = _maps(critic, s, a)
     seen = [np.asarray(x) for x in (*_look(critic, s, a), maps[0, :, :MAPS_KEPT], jnp.mean(maps, axis=(0, 2)))]
     return Portrait(*seen, n_s=np.array(s.shape[1]))
 
