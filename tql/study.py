@@ -24,6 +24,8 @@ from tql import run as runs
 from tql.config import Config, Task
 from tql.data import Batch, load
 from tql.environment import bare_children
+from tql.evaluate import recorded
+from tql.flow_actor import FlowActor
 from tql.loop import Agent
 from tql.portrait import PAIRS, draw, numbers, probe_pairs, save, take
 from tql.whole_file import whole_file
@@ -32,8 +34,13 @@ RECORDED = ("config.json", "metrics.jsonl", "evaluation.jsonl", "analysis.jsonl"
 
 
 def look(agent: Agent, validation: Batch, run: Path) -> None:
-    """Takes the critic's portrait and adds its numbers to `analysis.jsonl`, once for every number of updates."""
-    step = int(agent.step)
+    """Takes the critic's portrait and adds its numbers to `analysis.jsonl`, once for every planned checkpoint.
+
+    A checkpoint that only a signal asked for is passed over, so that a run that was stopped has the lines of one that was not.
+    """
+    config, step = agent.config, int(agent.step)
+    if step % config.checkpoint_every and step % config.evaluate_every and step != config.steps:
+        return
     lines = [line for line in read_lines(run / "analysis.jsonl") if line["step"] < step]
     portrait = take(agent.critic, *probe_pairs(validation))
     save(run / "portrait.npz", portrait)
@@ -52,7 +59,17 @@ def is_complete(run: Path, config: Config, until: int | None = None) -> bool:
         return False
     if found := runs.differences(config, runs.read_settings(run).config):
         raise runs.RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away, or choose another directory.")
-    return any(line["step"] >= (until or config.steps) for line in read_lines(run / "analysis.jsonl"))
+    end = until or config.steps
+    looked_at = any(line["step"] >= end for line in read_lines(run / "analysis.jsonl"))
+    return looked_at and _is_evaluated(run, config, end)
+
+
+def _is_evaluated(run: Path, config: Config, step: int) -> bool:
+    """Whether no episode is missing after `step` updates: a signal can end a run between its last checkpoint and its last episode."""
+    due = step == config.steps or step % config.evaluate_every == 0
+    policies = FlowActor.policies if due and config.actor.kind == "flow" else ()
+    rows = recorded(run / "evaluation.jsonl")
+    return all(len(runs.episodes_of(rows, step, policy)) >= config.episodes for policy in policies)
 
 
 def unchanged(data: Batch) -> Batch:
