@@ -24,13 +24,15 @@ nb_execution_timeout = -1  # no limit: a page may train for minutes
 nb_execution_raise_on_error = True  # a claim that fails leaves no book
 nb_execution_show_tb = True
 nb_output_stderr = "remove"  # progress bars
-nb_render_image_options = {"alt": "drawn by the cell above"}
+nb_merge_streams = True
+# With a width, Sphinx links a picture to its file, to see it alone and large; book.css takes the width back.
+nb_render_image_options = {"alt": "drawn by the cell above", "width": "100%"}
 # A kernel chooses Matplotlib's inline backend only where none is asked for.
 os.environ.pop("MPLBACKEND", None)
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
-html_copy_source = html_show_copyright = False
+html_copy_source = html_use_index = html_show_copyright = False
 pygments_dark_style = "github-dark"
 # MathJax with its glyphs is one file, taken from a package, so that the book needs no internet.
 MATHJAX = resources.files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg-full.js"
