@@ -17,7 +17,7 @@ import jax.random as jr
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tql.analysis import effective_tokens, landscape, q_slice, roughness, turning_points
+from tql.analysis import SLICE, effective_tokens, landscape, q_slice, roughness, turning_points
 from tql.attention import SoftmaxAttention, group_entropy, row_entropy
 from tql.critic import Critic
 from tql.workspace import pictures
@@ -50,12 +50,13 @@ error = float(jnp.max(jnp.abs(counts / jnp.array([1, 2, 5, 20, N]) - 1)))
 assert error < 1e-5, f"e^H of evenly spread rows is off by {error:.1e} of its value (typical 5e-7, at most 1e-5)"
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained", sharex=True)
+fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharex=True)
 leaning = jnp.linspace(3, -3, N)
 for ax, l, name in zip(axes, (evenly[-1], leaning, 20 * leaning), ("uniform", "in between", "nearly one-hot")):
     H = row_entropy(l)
     ax.bar(np.arange(N), jax.nn.softmax(l), color="tab:blue")
-    ax.set(title=f"{name}: H = {abs(H):.2f} nats, exp(H) = {effective_tokens(H):.1f} tokens", xlabel="key (token)")
+    ax.set(title=f"{name}\nH = {H:.2f} nats, {effective_tokens(H):.1f} effective tokens")
+    ax.set(xlabel="key (token)")
 axes[0].set(ylabel="attention p", ylim=(0, 0.04))
 fig.savefig(PICTURES / "rows.png", dpi=110)
 
@@ -423,7 +424,7 @@ for ax, f in zip(axes, FACTORS):
     ax.set_yticks([0, 19, 40], ["[v]", "states", "actions"])
 axes[0].set(ylabel="query")
 fig.colorbar(image, ax=axes, label="attention p")
-fig.suptitle("One head of the first layer: spread, then single columns")
+fig.suptitle("One head of the first layer: spread evenly, then a few columns hold everything")
 fig.savefig(PICTURES / "maps.png", dpi=110)
 
 # %% [markdown]
@@ -438,34 +439,35 @@ fig.savefig(PICTURES / "maps.png", dpi=110)
 # %%
 @eqx.filter_jit
 def look(critics, s, a):
-    """Landscapes, roughness and turning points of every critic and pair: [critic, pair, ...]."""
+    """Landscape, its roughness, a slice and its turning points, of every critic and pair: [critic, pair, ...]."""
 
     def one(critic, s, a):
         grid = landscape(critic, s, a, 0, 1)
-        return grid, roughness(grid), turning_points(q_slice(critic, s, a, 0))
+        line = q_slice(critic, s, a, 0)
+        return grid, roughness(grid), line, turning_points(line)
 
     return eqx.filter_vmap(lambda critic: jax.vmap(lambda s, a: one(critic, s, a))(s, a))(critics)
 
 
 looks = {f: look(sharpened(critics, f), s, a) for f in FACTORS}
-mean_rough = {f: float(jnp.mean(rough)) for f, (_, rough, _) in looks.items()}
-mean_turns = {f: float(jnp.mean(turns)) for f, (_, _, turns) in looks.items()}
+mean_rough = {f: float(jnp.mean(rough)) for f, (_, rough, _, _) in looks.items()}
+mean_turns = {f: float(jnp.mean(turns)) for f, (_, _, _, turns) in looks.items()}
 for f in FACTORS:
     print(f"f = {f:.0f}: roughness {mean_rough[f]:.2f}, turning points along a slice {mean_turns[f]:.1f}")
 assert mean_rough[4.0] > 1.3 * mean_rough[1.0], "roughness should rise by more than 30 % (typical: it doubles)"
 assert mean_turns[4.0] > 1.2 * mean_turns[1.0], "turning points should rise by more than 20 % (typical 60 %)"
 
 # %%
-fig, axes = plt.subplots(2, len(FACTORS), figsize=(12, 6), layout="constrained")
-for column, f in enumerate(FACTORS):
-    for row, critic in enumerate((0, 1)):
-        grid = looks[f][0][critic, 0]
-        axes[row, column].imshow(grid, extent=(-0.5, 0.5, -0.5, 0.5), origin="lower", cmap="viridis")
-        axes[row, column].set(title=f"f = {f:.0f}: Q {jnp.min(grid):.2f} to {jnp.max(grid):.2f}")
-    axes[1, column].set(xlabel="offset of $a_2$")
-for row in (0, 1):
-    axes[row, 0].set(ylabel=f"critic {row + 1}: offset of $a_1$")
-fig.suptitle("Q of two random critics while their attention is sharpened by hand; every panel has its own colours")
+fig, axes = plt.subplots(2, len(FACTORS), figsize=(12, 5.6), layout="constrained", sharey="row")
+for (grids, _, lines, _), f, above, below in zip(looks.values(), FACTORS, *axes):
+    grid = grids[0, 0]
+    above.imshow(grid, extent=(-0.5, 0.5, -0.5, 0.5), origin="lower", cmap="viridis")
+    above.set(title=f"f = {f:.0f}: Q {jnp.min(grid):.2f} to {jnp.max(grid):.2f}", xlabel="offset of $a_2$")
+    below.plot(SLICE, lines[0, :4].T, lw=1)
+    below.set(title=f"{mean_turns[f]:.1f} turns, roughness {mean_rough[f]:.2f} (means)", xlabel="$a_1$")
+axes[0, 0].set(ylabel="offset of $a_1$")
+axes[1, 0].set(ylabel="Q (four pairs)")
+fig.suptitle("Q of the first critic as its attention is sharpened by hand: landscape of one pair, slices of four")
 fig.savefig(PICTURES / "landscapes.png", dpi=110)
 
 # %% [markdown]
