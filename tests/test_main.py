@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -98,7 +99,7 @@ def test_no_task(tql):
     assert "give the task first" in is_one_line(tql("train", "--preset", "cpu", MAZE))
 
 
-@pytest.mark.parametrize("command", ["evaluate", "render", "plot"])
+@pytest.mark.parametrize("command", ["evaluate", "render", "plot", "analyse"])
 def test_no_run_directory(command, tql, tmp_path):
     assert f"{tmp_path}: holds no run of tql" in is_one_line(tql(command, tmp_path))
     assert "holds no run of tql" in is_one_line(tql(command, tmp_path / "missing"))
@@ -247,3 +248,24 @@ def test_a_critic_alone(tql, tmp_path, maze_file):
     for command in ("evaluate", "render"):
         assert "trained a critic only (actor.kind = dataset): it has no policy" in is_one_line(tql(command, run))
     assert tql("plot", run)[0] == 0
+
+
+def test_analyse(tql, tmp_path, finished, maze_file):
+    run, parts = shutil.copytree(finished, tmp_path / "run"), (".png", ".json", ".npz")
+    status, text = tql("analyse", run)
+    assert status == 0 and f"{MAZE}, critic 1 x 32, control tql, 40 updates\n" in text
+    assert re.search(r"roughness \d+\.\d{3}, turning points \d\.\d\d, Q range on the landscape \d\.\d{3}, \|dQ/da\| \d\.\d{3}\n", text)
+    assert re.search(r"layer 1: entropy 1\.\d\d nats for \[VALUE\], 1\.\d\d for the others; looks at \d\.\d and \d\.\d of 5 tokens\n", text)
+    assert all(str(run / f"analysis-000000040{end}") in text and (run / f"analysis-000000040{end}").exists() for end in parts)
+    moved = shutil.copytree(maze_file.parent, tmp_path / "moved") / maze_file.name
+    status, text = tql("analyse", run, "--step", "30", "--data", moved)
+    assert status == 0 and " 30 updates\n" in text and all((run / f"analysis-000000030{end}").exists() for end in parts)
+
+    before = sorted(run.iterdir())
+    assert is_one_line(tql("analyse", run, "--step", "35")) == (f"tql: {run}: has no checkpoint after 35 updates; there are: 40, 30.")
+    assert "no.npz: there is no such file" in is_one_line(tql("analyse", run, "--data", tmp_path / "no.npz"))
+    for path in runs.checkpoints(run):
+        path.write_bytes(b"damaged")
+    assert "is no checkpoint of tql" in is_one_line(tql("analyse", run, "--step", "40"))
+    assert "has no usable checkpoint yet; train it first" in is_one_line(tql("analyse", run))
+    assert sorted(run.iterdir()) == before
