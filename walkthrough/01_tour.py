@@ -201,7 +201,7 @@ def draw_entropy(ax):
         ax.plot(np.full(heads, k), of_heads[layer, :, group], "o", color="white", mec="black", label="single heads" if k == 0 else None)
     ax.axhline(np.log(n), color="tab:red", linestyle="--", label="ln n: looks at everything")
     ax.set_xticks(range(2 * layers), [f"layer {k // 2 + 1}\n{GROUPS[k % 2]}" for k in range(2 * layers)], fontsize=8)
-    ax.set(ylabel="entropy H (nats)", ylim=(0, 4.9), title=f"entropy {H.shape}: above target, so nothing to push yet")
+    ax.set(ylabel="entropy H (nats)", ylim=(0, 4.9), title=f"entropy {H.shape}: all above their targets")
     ax.legend(fontsize=7, loc="upper center", ncols=3)
 
 
@@ -313,7 +313,7 @@ assert jnp.allclose(d_log_alpha, -eta, rtol=1e-3), f"every log alpha must fall b
 # %% [markdown]
 # The same transition with the same noise again and again: Q meets its target, which itself creeps as the target critic and the
 # policy follow. Though entropy is above its target, it rises further: $\alpha$ has hardly decayed from 1 and can only push up. At this
-# rate it takes some ten thousand updates to fall to 0. This memorises one transition; it says nothing yet about learning from many.
+# rate it takes ten thousand updates to fall to a third. This memorises one transition; it says nothing yet about learning from many.
 
 # %%
 repeated, history = agent, []
@@ -367,7 +367,8 @@ panels["L"].margins(x=0.15)
 FILES = {"s": "1 data.py", "x": "2 tokenizer.py", "A1": "3 attention.py", "A2": "3 attention.py", "H": "4 entropy_controller.py",
     "Q": "5 critic.py", "a": "5 flow_actor.py", "L": "6, 7 loop.py"}  # fmt: skip
 for name, file in FILES.items():
-    panels[name].set_title(f"{file}\n{panels[name].get_title()}", fontsize=9)
+    panels[name].set_title(f"{file}\n{panels[name].get_title()}", fontsize=10)
+fig.suptitle("One transition through TQL, in the order of the numbers; every panel names its file in tql/")
 fig.savefig(PICTURES / "map.png", dpi=110)
 
 # %% [markdown]
