@@ -4,7 +4,7 @@
 # script fits a flow to actions with two humps, measures how its integral errs, distils it into the one-step policy that acts, and
 # turns the one knob, alpha_bc, between "imitate" and "maximise Q".
 #
-# **Price**: 60 s on 2 cores (70 s of processor time), 1.0 GB of memory.
+# **Price**: 50 s on 2 cores (62 s of processor time), 1.2 GB of memory.
 #
 # **Writes**: pictures to `runs/walkthrough/05_flow_actor/`.
 
@@ -328,7 +328,7 @@ fig.savefig(PICTURES / "distillation.png", dpi=110)
 # the reward needs twice the alpha_bc.
 #
 # **Claim 6.** From alpha_bc = 30 to 0.25 the mean of Q grows and so does the distance to the flow, at every step of the sweep, and both
-# are within 0.06 of the closed form. At 30 both humps stand; at 0.25 at least 95 % of all actions are above 0.9, where no data are.
+# are within 0.06 of the closed form. (As Q is the action itself and the humps' mean is 0, the two are nearly one curve.) At 30 both humps stand; at 0.25 at least 95 % of all actions are above 0.9, where no data are.
 
 # %%
 ALPHAS = np.array([30.0, 10.0, 3.0, 1.0, 0.5, 0.25])
@@ -396,7 +396,7 @@ assert jnp.all(jnp.abs(gradient["distillation"]) > 1e-3), "the distillation shou
 # Humps at $\pm\tfrac12(1, s)$: for $s = 1$ on one diagonal, for $s = -1$ on the other. The best Gaussian now gets every advantage, one
 # per state with full covariance; it is a ridge along the diagonal, straight through the gap.
 #
-# **Claim 8.** At least 85 % of the flow's samples are within 0.3 of a hump of their own state, for every seed (typical: 94 %); of the
+# **Claim 8.** At least 85 % of the flow's samples are within 0.3 of a hump of their own state, for every seed (typical: 92 %); of the
 # Gaussian's, 40 %.
 
 
@@ -424,7 +424,7 @@ for s, row in zip((1.0, -1.0), axes):
     samples = np.asarray(sample_2d(actors_2d, jnp.array([s])))
     shares = [near_a_hump(x, s) for x in samples]
     print(f"s = {s:+.0f}: near a hump, flow {min(shares):.3f} to {max(shares):.3f}, Gaussian {near_a_hump(gaussian, s):.3f}")
-    assert min(shares) > 0.85, f"only {min(shares):.2f} of the flow's samples are near a hump; at least 0.85, typical 0.94"
+    assert min(shares) > 0.85, f"only {min(shares):.2f} of the flow's samples are near a hump; at least 0.85, typical 0.92"
     assert near_a_hump(gaussian, s) < 0.5, "the Gaussian should miss the humps"
     for ax, points, title in ((row[0], gaussian, "best Gaussian"), (row[1], samples[0], "flow, seed 0")):
         ax.plot(*points[:2000].T, ".", ms=2)
