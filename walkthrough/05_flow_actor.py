@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 5. The flow actor: how can a policy imitate two things at once, and still improve?
-# People, and scripted robots, do the same thing in different ways. A policy that averages two good actions takes a bad one. This
-# script fits a flow to actions with two humps, measures how its integral errs, distils it into the one-step policy that acts, and
-# turns the one knob, alpha_bc, between "imitate" and "maximise Q".
+# People, and scripted robots, do the same thing in different ways. A policy that averages two good actions takes a
+# bad one. This script fits a flow to actions with two humps, measures how its integral errs, distils it into the
+# one-step policy that acts, and turns the one knob, alpha_bc, between "imitate" and "maximise Q".
 #
 # **Price**: 50 s on 2 cores (62 s of processor time), 1.2 GB of memory.
 #
@@ -44,8 +44,9 @@ CONFIG = Config(
 
 # %% [markdown]
 # ## Data with two humps, in closed form
-# Actions are $a = \pm\tfrac12$ with equal chance, plus noise of standard deviation $\sigma$ = 0.08. The best Gaussian (maximum
-# likelihood) has the data's mean and variance, $N(0, \tfrac14 + \sigma^2)$: its peak is in the middle of the gap.
+# Actions are $a = \pm\tfrac12$ with equal chance, plus noise of standard deviation $\sigma$ = 0.08. The best Gaussian
+# (maximum likelihood) has the data's mean and variance, $N(0, \tfrac14 + \sigma^2)$: its peak is in the middle of the
+# gap.
 
 # %%
 Phi = np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))  # the normal distribution function
@@ -74,8 +75,9 @@ print(f"share in the gap: data {data_in_gap:.4f}, best Gaussian {gaussian_in_gap
 # - \underbrace{\bar Q(s, \mathrm{clip}(\mu(s, z)))}_{\text{improvement}},
 # \qquad x_t = (1 - t)\,x_0 + t\,x_1.$$
 #
-# The flow $v$ and the policy $\mu$ share no weights, so the flow never hears of Q. A known Q takes the critic's place: with `Tilt` it is
-# $Q(s, a) = \kappa \sum_i a_i$, and $\kappa = 0$ switches improvement off. The sum is written out once; it must equal the module's.
+# The flow $v$ and the policy $\mu$ share no weights, so the flow never hears of Q. A known Q takes the critic's
+# place: with `Tilt` it is $Q(s, a) = \kappa \sum_i a_i$, and $\kappa = 0$ switches improvement off. The sum is
+# written out once; it must equal the module's.
 
 
 # %%
@@ -142,8 +144,9 @@ no_tilt = Tilt(jnp.float32(0.0), 3)
 actors, (flow_losses, distillation_losses) = train(new_actors(1), no_tilt, TRAINING_KEYS, jnp.ones(len(SEEDS)), draw_1d)
 
 # %% [markdown]
-# **Claim 1.** The best Gaussian has 38 % of its mass in the gap, where the data have 0.1 %. The flow has less than 6 %, and between 42 and
-# 58 % on each side, for every # 58 % on each side, for every seed. (Typical: 4 %, and 46 to 50 %.)
+# **Claim 1.** The best Gaussian has 38 % of its mass in the gap, where the data have 0.1 %. The flow has less than 6
+# %, and between 42 and 58 % on each side, for every # 58 % on each side, for every seed. (Typical: 4 %, and 46 to 50
+# %.)
 
 # %%
 Z = jr.normal(jr.key(200), (SAMPLES, 1))
@@ -179,17 +182,17 @@ fig.savefig(PICTURES / "humps.png", dpi=110)
 
 # %% [markdown]
 # ## What the flow should be: a velocity in closed form
-# Flow matching regresses $v$ on $x_1 - x_0$, so its optimum is the mean $v(x, t) = E[x_1 - x_0 \mid x_t = x]$. For humps
-# $m \in \{-\tfrac12, \tfrac12\}$ of width $\sigma$ everything is normal, with $x_t \mid m \sim N(tm, \rho^2)$ and
-# $\rho^2 = t^2\sigma^2 + (1-t)^2$:
+# Flow matching regresses $v$ on $x_1 - x_0$, so its optimum is the mean $v(x, t) = E[x_1 - x_0 \mid x_t = x]$. For
+# humps $m \in \{-\tfrac12, \tfrac12\}$ of width $\sigma$ everything is normal, with $x_t \mid m \sim N(tm, \rho^2)$
+# and $\rho^2 = t^2\sigma^2 + (1-t)^2$:
 #
 # $$v(x, t) = \sum_m w_m(x, t)\Big[m + \frac{t\sigma^2 - (1 - t)}{\rho^2}(x - tm)\Big], \qquad w_m \propto e^{-(x - tm)^2 / 2\rho^2}.$$
 #
-# In one dimension paths of an ODE cannot cross, so they keep their order, and the whole flow is known too: the quantile of the
-# noise goes to the same quantile of the data, $\mathrm{flow}(z) = F^{-1}(\Phi(z))$.
+# In one dimension paths of an ODE cannot cross, so they keep their order, and the whole flow is known too: the
+# quantile of the noise goes to the same quantile of the data, $\mathrm{flow}(z) = F^{-1}(\Phi(z))$.
 #
-# **Claim 2.** The trained flow is this map: its mean distance to $F^{-1}(\Phi(z))$ is below 0.08 for every seed (typical: 0.02,
-# as large as Euler's error with 10 steps, below), and it keeps the order of z.
+# **Claim 2.** The trained flow is this map: its mean distance to $F^{-1}(\Phi(z))$ is below 0.08 for every seed
+# (typical: 0.02, as large as Euler's error with 10 steps, below), and it keeps the order of z.
 
 
 # %%
@@ -219,15 +222,16 @@ for seed, x in zip(SEEDS, on_grid[..., 0]):
 
 # %% [markdown]
 # ## The integral: one step is not enough, and the error is of order one
-# The flow's action is the end of $\dot x = v(s, x, t)$ from $x(0) = z$, by Euler's rule with N steps,
-# $x \leftarrow x + v(s, x, t)/N$. A rule of order one halves its error when N doubles. The exact field lets us compare with the
-# exact map; for the trained field the reference is the same rule with 2048 steps.
+# The flow's action is the end of $\dot x = v(s, x, t)$ from $x(0) = z$, by Euler's rule with N steps, $x \leftarrow x
+# + v(s, x, t)/N$. A rule of order one halves its error when N doubles. The exact field lets us compare with the exact
+# map; for the trained field the reference is the same rule with 2048 steps.
 #
-# **Claim 3.** On a log-log plot from N = 8 to 64 the slope of the mean error is $-1 \pm 0.2$ for both fields. (Typical: -1.0 to -1.1.)
+# **Claim 3.** On a log-log plot from N = 8 to 64 the slope of the mean error is $-1 \pm 0.2$ for both fields.
+# (Typical: -1.0 to -1.1.)
 #
-# **Claim 4.** At $t = 0$ all noise looks alike, so $v(x, 0) = E[x_1] - x$, and one single Euler step sends every z to the mean of the data,
-# into the gap: for the exact field to rounding, for the trained ones to within 0.2 on average (typical: 0.04). A one-step policy
-# therefore has to be trained; it is not the flow with N = 1.
+# **Claim 4.** At $t = 0$ all noise looks alike, so $v(x, 0) = E[x_1] - x$, and one single Euler step sends every z to
+# the mean of the data, into the gap: for the exact field to rounding, for the trained ones to within 0.2 on average
+# (typical: 0.04). A one-step policy therefore has to be trained; it is not the flow with N = 1.
 
 
 # %%
@@ -269,8 +273,8 @@ ax.legend()
 fig.savefig(PICTURES / "euler_order.png", dpi=110)
 
 # %% [markdown]
-# The training lines $x_t = (1 - t)x_0 + t x_1$ are straight and cross; the flow's paths cannot cross, so where lines meet it takes
-# their mean and decides late. That is why few steps go wrong near the middle.
+# The training lines $x_t = (1 - t)x_0 + t x_1$ are straight and cross; the flow's paths cannot cross, so where lines
+# meet it takes their mean and decides late. That is why few steps go wrong near the middle.
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True, layout="constrained")
@@ -293,12 +297,13 @@ fig.savefig(PICTURES / "paths.png", dpi=110)
 
 # %% [markdown]
 # ## Distillation: the same map in one step
-# The policy $\mu(s, z)$ learned beside the flow, from the same noise: its teacher is the flow's end point for this very z, and the
-# gradient stops at the teacher. So it is asked for a map, not for a distribution, and a squared error does no averaging.
+# The policy $\mu(s, z)$ learned beside the flow, from the same noise: its teacher is the flow's end point for this
+# very z, and the gradient stops at the teacher. So it is asked for a map, not for a distribution, and a squared error
+# does no averaging.
 #
-# **Claim 5.** The root mean square of $\mu(z) - \mathrm{flow}(z)$ ends below 0.12 for every seed (typical: 0.05), and the loss below
-# 0.02 (typical: 0.004), where answering every z with the mean would cost 0.25. One step of a smooth map pays a little: the
-# policy has less than 16 % in the gap (typical: 8 %; flow 4 %, Gaussian 38 %).
+# **Claim 5.** The root mean square of $\mu(z) - \mathrm{flow}(z)$ ends below 0.12 for every seed (typical: 0.05), and
+# the loss below 0.02 (typical: 0.004), where answering every z with the mean would cost 0.25. One step of a smooth
+# map pays a little: the policy has less than 16 % in the gap (typical: 8 %; flow 4 %, Gaussian 38 %).
 
 # %%
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -319,16 +324,18 @@ fig.savefig(PICTURES / "distillation.png", dpi=110)
 
 # %% [markdown]
 # ## What alpha_bc trades
-# Now $Q(s, a) = a$: more is better, all the way to the corner $a = 1$, five standard deviations outside the data. For one z the
-# policy minimises $\alpha_{bc}(\mu - f)^2 - \mathrm{clip}(\mu)$ with $f = \mathrm{flow}(z)$, which gives
+# Now $Q(s, a) = a$: more is better, all the way to the corner $a = 1$, five standard deviations outside the data. For
+# one z the policy minimises $\alpha_{bc}(\mu - f)^2 - \mathrm{clip}(\mu)$ with $f = \mathrm{flow}(z)$, which gives
 #
 # $$\mu(z) = \min\Big(f + \frac{1}{2\alpha_{bc}},\; 1\Big).$$
 #
-# So the knob is a distance: how far Q, of slope 1, may drag an action. **Its right value depends on the slope of Q**: twice
-# the reward needs twice the alpha_bc.
+# So the knob is a distance: how far Q, of slope 1, may drag an action. **Its right value depends on the slope of Q**:
+# twice the reward needs twice the alpha_bc.
 #
-# **Claim 6.** From alpha_bc = 30 to 0.25 the mean of Q grows and so does the distance to the flow, at every step of the sweep, and both
-# are within 0.06 of the closed form. (As Q is the action itself and the humps' mean is 0, the two are nearly one curve.) At 30 both humps stand; at 0.25 at least 95 % of all actions are above 0.9, where no data are.
+# **Claim 6.** From alpha_bc = 30 to 0.25 the mean of Q grows and so does the distance to the flow, at every step of
+# the sweep, and both are within 0.06 of the closed form. (As Q is the action itself and the humps' mean is 0, the two
+# are nearly one curve.) At 30 both humps stand; at 0.25 at least 95 % of all actions are above 0.9, where no data
+# are.
 
 # %%
 ALPHAS = np.array([30.0, 10.0, 3.0, 1.0, 0.5, 0.25])
@@ -367,15 +374,16 @@ bx.legend()
 fig.savefig(PICTURES / "alpha_bc.png", dpi=110)
 
 # %% [markdown]
-# The corner is where a learned critic was never corrected by data. Here Q is true and the corner is a good action; there, it is a
-# guess. That is what alpha_bc protects from, and why it is the one setting that the paper gives per domain (300 or 1000).
+# The corner is where a learned critic was never corrected by data. Here Q is true and the corner is a good action;
+# there, it is a guess. That is what alpha_bc protects from, and why it is the one setting that the paper gives per
+# domain (300 or 1000).
 #
 # ## The clip stops the gradient
-# Q is asked about $\mathrm{clip}(\mu)$ because actions live in $[-1, 1]$. A component outside gets no gradient from Q, so Q does not drag
-# it further; the distillation, which sees the unclipped $\mu$, can still bring it back.
+# Q is asked about $\mathrm{clip}(\mu)$ because actions live in $[-1, 1]$. A component outside gets no gradient from
+# Q, so Q does not drag it further; the distillation, which sees the unclipped $\mu$, can still bring it back.
 #
-# **Claim 7.** For a policy that returns (2, 0.3), the gradient of Q with respect to it is exactly (0, 1), and that of the distillation is
-# not 0 in either component.
+# **Claim 7.** For a policy that returns (2, 0.3), the gradient of Q with respect to it is exactly (0, 1), and that of
+# the distillation is not 0 in either component.
 
 # %%
 actor = FlowActor(1, 2, hidden=HIDDEN, key=jr.key(0))
@@ -393,11 +401,12 @@ assert jnp.all(jnp.abs(gradient["distillation"]) > 1e-3), "the distillation shou
 
 # %% [markdown]
 # ## Two dimensions, and a state that matters
-# Humps at $\pm\tfrac12(1, s)$: for $s = 1$ on one diagonal, for $s = -1$ on the other. The best Gaussian now gets every advantage, one
-# per state with full covariance; it is a ridge along the diagonal, straight through the gap.
+# Humps at $\pm\tfrac12(1, s)$: for $s = 1$ on one diagonal, for $s = -1$ on the other. The best Gaussian now gets
+# every advantage, one per state with full covariance; it is a ridge along the diagonal, straight through the gap.
+# The thin bridge that the flow leaves is no accident: noise is connected, and a continuous map keeps it so.
 #
-# **Claim 8.** At least 85 % of the flow's samples are within 0.3 of a hump of their own state, for every seed (typical: 92 %); of the
-# Gaussian's, 40 %.
+# **Claim 8.** At least 85 % of the flow's samples are within 0.3 of a hump of their own state, for every seed
+# (typical: 92 %); of the Gaussian's, 40 %.
 
 
 # %%
@@ -437,11 +446,11 @@ fig.savefig(PICTURES / "two_dimensions.png", dpi=110)
 
 # %% [markdown]
 # ## Your turn
-# **Predict first.** Give the right hump three quarters of the data (`jr.bernoulli(k_side, 0.75, ...)` in `humps`). Where does one Euler
-# step end now, and where is the value of z at which the policy jumps? Then run.
+# **Predict first.** Give the right hump three quarters of the data (`jr.bernoulli(k_side, 0.75, ...)` in `humps`).
+# Where does one Euler step end now, and where is the value of z at which the policy jumps? Then run.
 #
-# **Swap.** A Q that likes the middle of the gap best, $Q(s, a) = -a^2$. What is the closed form of $\mu(z)$, and below which alpha_bc
-# do the humps' centres lie in the gap?
+# **Swap.** A Q that likes the middle of the gap best, $Q(s, a) = -a^2$. What is the closed form of $\mu(z)$, and
+# below which alpha_bc do the humps' centres lie in the gap?
 #
 # ```python
 # class Bowl(AbstractCritic):
