@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tql.collect import collect
 from tql.config import Task
-from tql.data import LARGEST_ACTION, Batch, load, sample
+from tql.data import LARGEST_ACTION, Batch, load, regression_to_returns, sample
 from tql.environment import make
 from tql.validate import DatasetError, Files, columns_of, read, sha256
 
@@ -386,3 +386,26 @@ def test_a_manifest_that_is_none_is_refused(with_manifest, text):
     files.manifest.write_text(text, encoding="latin-1")
     with pytest.raises(DatasetError, match=f"{NAME}.json: "):
         load(MAZE, files.train)
+
+
+def two_episodes():
+    """An episode of 5 steps that is solved after 3 (mask 0) and goes on, and one of 3 steps that is never solved; s counts the rows."""
+    s, s_next = np.array([0, 1, 2, 3, 4, 10, 11, 12.0]), np.array([1, 2, 3, 4, 5, 11, 12, 13.0])
+    rewards, masks = np.array([-1, -1, 0, -1, -1, -1, -1, -1.0]), np.array([1, 1, 0, 1, 1, 1, 1, 1.0])
+    column = lambda x: jnp.asarray(x[:, None], jnp.float32)
+    flat = lambda x: jnp.asarray(x, jnp.float32)
+    return Batch(column(s), column(s), flat(rewards), flat(masks), column(s_next), column(s_next))
+
+
+def test_returns_are_those_of_the_episode_and_stop_where_the_task_is_solved():
+    found = regression_to_returns(two_episodes(), 0.5, horizon=0)
+    # By hand: G_4 = -1, G_3 = -1.5, G_2 = 0 (solved, nothing follows), G_1 = -1, G_0 = -1.5; second episode -1.75, -1.5, -1.
+    np.testing.assert_allclose(found.rewards, [-1.5, -1, 0, -1.5, -1, -1.75, -1.5, -1], atol=1e-7)
+    assert not found.masks.any() and found.rewards.dtype == jnp.float32
+    np.testing.assert_array_equal(found.observations, two_episodes().observations)
+
+
+def test_returns_that_are_cut_short_are_left_out():
+    found = regression_to_returns(two_episodes(), 0.5, horizon=2)
+    np.testing.assert_array_equal(found.observations[:, 0], [0, 1, 2, 10])  # more than two steps of their episode are left
+    np.testing.assert_allclose(found.rewards, [-1.5, -1, 0, -1.75], atol=1e-7)
