@@ -35,7 +35,7 @@ SEEDS = range(3)  # every number below is the worst of these initialisations
 UPDATES = 400  # enough for every process below; all errors are still falling at the end
 DISCOUNT = 0.8  # short, so that a few hundred updates are many horizons 1 / (1 - DISCOUNT)
 TAU = 0.1
-D_MODEL = 32  # at 8 a Q head has 4 relus, and for many seeds all of them die: see "Your turn"
+D_MODEL = 32  # at 8 a Q head has 4 relus, and most seeds fail: see "Your turn"
 S, A = np.array(list(itertools.product([-1.0, 0.0, 1.0], [-1.0, 1.0])), np.float32).T  # all six pairs (s, a)
 
 # The task is a name that Config asks for; no simulator runs here.
@@ -131,7 +131,7 @@ AGENTS = stack([new_agent(seed) for seed in SEEDS])
 one, other = new_agent(0).critic, new_agent(1).critic
 assert eqx.tree_equal(follow(one, other, jnp.float32(TAU)), polyak(one, other, TAU), rtol=1e-6), "follow is not polyak"
 
-SAME_TAU = jnp.full(len(PROCESSES), TAU)
+SAME_TAU = jnp.full(len(PROCESSES), TAU, jnp.float32)
 learned, _ = train(AGENTS, ALL, SAME_TAU)
 error = np.abs(np.asarray(learned) - CLOSED_FORM[:, None]).max(axis=(1, 2))
 
@@ -434,7 +434,7 @@ for loss, colour in ((silent, "tab:red"), (right, "tab:green")):
         else:
             assert losses[-1] < 0.01, f"the right loss ends at {losses[-1]:.4f}; allowed 0.01, typical 0.000"
         ax.semilogy(losses, color=colour, label=label)
-        bx.plot(y + 0.05 * seed, Q, "o", color=colour, mec="k", label=None if seed else loss.__name__)
+        bx.plot(y + 0.05 * seed, Q, "o", color=colour, mec="k", label=loss.__name__ if seed == SEEDS[0] else None)
 ax.axhline(2 / 3, color="k", lw=0.8)
 ax.set(title="Both losses fall; the line is var(y)", xlabel="update", ylabel="loss, squared reward")
 bx.plot([1, 3.1], [1, 3.1], "k-", lw=0.8)
