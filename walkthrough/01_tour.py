@@ -3,7 +3,7 @@
 # We take one transition of a real OGBench dataset and follow it through the whole of TQL, file by file: into tokens, through attention,
 # out as Q values, into the three losses, and back as one update. Every intermediate shape is printed, every intermediate array drawn.
 #
-# **Price**: 30 s on 2 cores (40 s of processor time), 0.9 GB of memory.
+# **Price**: 30 s on 2 cores (38 s of processor time), 1.8 GB of memory.
 #
 # **Writes**: pictures to `runs/walkthrough/01_tour/`, and once, in about 15 s, two episodes of data to `data/2-episodes/`.
 

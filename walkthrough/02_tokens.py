@@ -3,7 +3,7 @@
 # The critic turns each number of (s, a) into one token. What are the embeddings that are added to it for, what does the first LayerNorm
 # leave of the number itself, and can a tokenizer of your own leave more?
 #
-# **Price**: 60 s on 2 cores (90 s of processor time), 1.0 GB of memory.
+# **Price**: 60 s on 2 cores (80 s of processor time), 1.3 GB of memory.
 #
 # **Writes**: pictures to `runs/walkthrough/02_tokens/`, and once, in about 15 s, two episodes of data to `data/2-episodes/`.
 #
@@ -148,7 +148,7 @@ assert jnp.max(jnp.abs(norm(-token) - norm(token))) > 1, "the sign must not vani
 # $$\cos\angle\big(\mathrm{LN}(x(s)), \mathrm{LN}(x(s'))\big) \approx \cos\left(\arctan\frac{s}{\sigma} - \arctan\frac{s'}{\sigma}\right)$$
 #
 # The whole number line is bent onto half a circle, and half of that belongs to $|s| < 0.028$. **Claim 6.** Measured over widths and seeds
-# it is so: 0.8 looks like 0.2 (cosine above 0.98), $-0.2$ like its opposite (below $-0.9$), and over 0.8 of the turn from 1 to $-1$
+# it is so: 0.8 looks like 0.2 (cosine above 0.98), $-0.2$ like its opposite (below $-0.85$), and over 0.8 of the turn from 1 to $-1$
 # happens within $|s| < 0.05$.
 
 # %%
@@ -173,7 +173,7 @@ predicted = np.cos(np.arctan(few / sigma) - np.arctan(0.2 / sigma))
 for k, value in enumerate(few):
     low, high = measured[..., k].min(), measured[..., k].max()
     print(f"cos with s = 0.2 of {value:5.2f}: measured {measured[..., k].mean():.3f} [{low:.3f}, {high:.3f}], formula {predicted[k]:.3f}")
-assert np.all(measured[..., 0] > 0.98) and np.all(measured[..., 1] < -0.9), "sign is kept, magnitude is not (typical 0.994 and -0.96)"
+assert np.all(measured[..., 0] > 0.98) and np.all(measured[..., 1] < -0.85), "sign is kept, magnitude is not (typical 0.994 and -0.96)"
 assert np.all(measured[..., 2] - measured[..., 3] > 0.8 * 2 * 0.9), "the turn happens within |s| < 0.05 (1.72 of 2, typical)"
 assert np.allclose(measured.mean((0, 1)), predicted, atol=0.03), "the formula must hold within 0.03 on average (typical 0.005)"
 
