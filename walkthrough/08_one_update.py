@@ -3,7 +3,7 @@
 # Three losses, three optimisers and a moving average: everything that happens in the million updates of the paper happens in one.
 # Here it is written out, taken apart, and put together again.
 #
-# **Price**: 60 s on 2 cores (70 s of processor time), 1.0 GB of memory.
+# **Price**: 75 s on 2 cores (80 s of processor time), 1.6 GB of memory.
 # **Writes**: pictures to `runs/walkthrough/08_one_update/`; two episodes to `data/2-episodes/` if they are missing (10 s more).
 # You need walkthroughs 3 to 5 and 7: entropy, the TD target, the flow actor, the temperatures.
 
@@ -43,7 +43,6 @@ CONFIG = Config(
 CHUNK = 20  # updates in one call of `train_chunk`, everywhere: one number, one compilation
 
 
-@eqx.filter_jit
 def draw(agent, data):
     """Batch and noise of the agent's next update: a function of its key and of how many updates it has made."""
     k_batch, k_update = jr.split(jr.fold_in(agent.key, agent.step))
@@ -58,7 +57,7 @@ start = loop.initialise(N_S, N_A, CONFIG)
 agent = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, start)
 for _ in range(2):
     agent, _ = loop.train_chunk((data, CHUNK), agent)
-batch, noise = draw(agent, data)
+batch, noise = eqx.filter_jit(draw)(agent, data)
 print(f"{len(data.rewards)} transitions, n_s = {N_S}, n_a = {N_A}; agent after {int(agent.step)} updates")
 
 # %% [markdown]
@@ -217,16 +216,16 @@ for (name, marks), row in zip(REACHES.items(), norms):
 
 # %%
 fig, ax = plt.subplots(figsize=(9, 4.6), layout="constrained")
-image = ax.imshow(np.log10(np.where(norms > 0, norms, np.nan)), cmap="viridis", aspect="auto")
+ax.imshow(np.log10(np.where(norms > 0, norms, np.nan)), cmap="Blues", vmin=-2, vmax=2, aspect="auto")
 for i, marks in enumerate(REACHES.values()):
     for j, mark in enumerate(marks):
-        text = {"x": f"{norms[i, j]:.0e}", "o": f"({norms[i, j]:.0e})\nnot taken", ".": "0"}[mark]
-        light = mark == "." or norms[i, j] > 1e-1
-        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="black" if light else "white")
+        text = {"x": f"{norms[i, j]:.2g}", "o": f"({norms[i, j]:.2g})", ".": "0"}[mark]
+        ax.text(j, i, text, ha="center", va="center", color="grey" if mark == "." else "black")
+        if mark == "o":
+            ax.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor="white", lw=0))
 ax.set_xticks(range(len(GROUPS)), GROUPS)
 ax.set_yticks(range(len(LOSSES)), LOSSES)
-ax.set(title="Norm of the gradient of each loss (row) at each group of parameters (column)")
-fig.colorbar(image, label="log10 of the norm")
+ax.set(title="Norm of each loss's gradient (row) at each group of parameters (column)\n0: exactly; hatched: exists, is not taken")
 fig.savefig(PICTURES / "gradients.png", dpi=110)
 
 # %% [markdown]
@@ -281,9 +280,14 @@ def update_by_hand(agent, batch, noise):
 # **Claim 4.** This is `tql.loop.update_with_noise`, within 1e-6 (two programs that are written differently are fused differently by
 # the compiler, so the last bits may differ); and the target follows the critic from before, not the one from after.
 
+
 # %%
-update = eqx.filter_jit(loop.update_with_noise)
-after, _ = update(agent, batch, noise)
+@eqx.filter_jit
+def step(agent, data):
+    return loop.update_with_noise(agent, *draw(agent, data))
+
+
+after, _ = step(agent, data)
 by_hand, _ = update_by_hand(agent, batch, noise)
 
 
@@ -300,7 +304,7 @@ for name, mine in zip(("critic", "target_critic", "actor", "controller"), by_han
 lagging = largest_difference(loop.polyak(agent.critic, agent.target_critic, CONFIG.tau), after.target_critic)
 leading = largest_difference(loop.polyak(after.critic, agent.target_critic, CONFIG.tau), after.target_critic)
 print(f"target from the critic before: off by {lagging:.1e}; from the critic after: off by {leading:.1e}")
-assert lagging < 1e-7 < leading, "the target should follow the critic from before the update"
+assert lagging < 1e-6 < leading, "the target should follow the critic from before the update (typical 1e-7 and 5e-6)"
 
 # %% [markdown]
 # ## The optimisers
@@ -388,13 +392,13 @@ fig.savefig(PICTURES / "schedules.png", dpi=110)
 # `train_chunk` is a `lax.scan` over updates: one compiled program, nothing sent to the host in between. Batch and noise of update $k$
 # are drawn with `fold_in(key, k)`, so they depend on the seed and on $k$, and on nothing else.
 #
-# **Claim 8.** A chunk equals a Python loop over single updates, bitwise. And one seed determines everything: two runs are bitwise
+# **Claim 8.** A chunk equals a Python loop over `step`, bitwise. And one seed determines everything: two runs are bitwise
 # equal, another seed shares no weight matrix. (Bitwise on one machine and with one jax; between machines sums may round differently.)
 
 # %%
 looped = start
 for _ in range(2 * CHUNK):
-    looped, _ = update(looped, *draw(looped, data))
+    looped, _ = step(looped, data)
 again = loop.initialise(N_S, N_A, CONFIG)
 for _ in range(2):
     again, _ = loop.train_chunk((data, CHUNK), again)
