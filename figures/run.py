@@ -1,6 +1,6 @@
 """Trains and records the runs behind the figures.
 
-    python figures/run.py cpu      36 small runs on 2 cores: enough to see the collapse and the fix
+    python figures/run.py cpu      48 small runs on 2 cores: enough to see the collapse and the fix
     python figures/run.py gpu      the paper's four sizes on cube-double, 30,000 updates each, on one GPU
     python figures/run.py paper    the paper's runs: four sizes, with control and without, five tasks, 1,000,000 updates
 
@@ -12,7 +12,9 @@ copied, without its checkpoints, to `figures/data/PRESET/` (about 60 kB), from w
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +27,10 @@ from tyro.conf import Positional
 from tql.bench import best_matmul_rate, matmul_flops
 from tql.collect import official_episodes
 from tql.config import PAPER_TARGETS, PRESETS, SIZES, Config, Task, paper
-from tql.data import Batch
+from tql.data import Batch, regression_to_returns
 from tql.loop import initialise, update
 from tql.run import Interrupted
-from tql.study import complete, is_complete, record
+from tql.study import complete, is_complete, record, unchanged
 from tql.workspace import dataset, home
 
 DATA = Path(__file__).parent / "data"
@@ -43,7 +45,8 @@ def with_critic(config: Config, d_model: int, control: str, seed: int) -> Config
 
 
 def cpu() -> dict[str, Config]:
-    """SARSA critics of three widths with and without control, the ablations at the widest, the flow actor, and agents that act."""
+    """SARSA critics of three widths with and without control, the ablations at the widest, the flow actor, agents that act, and one
+    change at a time to critics without control: learning rate, length, no bootstrapping (walkthrough 6)."""
     sarsa, flow, agent = PRESETS["cpu-sarsa"](COLLAPSE_TASK), PRESETS["cpu-flow"](COLLAPSE_TASK), PRESETS["cpu"](AGENT_TASK)
     members = {}
     for seed in SEEDS:
@@ -54,7 +57,18 @@ def cpu() -> dict[str, Config]:
             members[f"agent-{control}-32-seed{seed}"] = with_critic(agent, 32, control, seed)
         for control in ("fixed", "single"):
             members[f"sarsa-{control}-128-seed{seed}"] = with_critic(sarsa, 128, control, seed)
+        slow, fast = replace(sarsa, critic_lr=sarsa.critic_lr / 4), replace(sarsa, critic_lr=sarsa.critic_lr * 4)
+        long = replace(sarsa, steps=4 * sarsa.steps, evaluate_every=4 * sarsa.steps, checkpoint_every=sarsa.steps)
+        members[f"slow-none-128-seed{seed}"] = with_critic(slow, 128, "none", seed)
+        members[f"fast-none-32-seed{seed}"] = with_critic(fast, 32, "none", seed)
+        members[f"long-none-32-seed{seed}"] = with_critic(long, 32, "none", seed)
+        members[f"returns-none-128-seed{seed}"] = with_critic(sarsa, 128, "none", seed)
     return members
+
+
+def change(name: str, config: Config) -> Callable[[Batch], Batch]:
+    """What is done to a member's training data: regression to returns, if its name says so."""
+    return partial(regression_to_returns, discount=config.discount) if name.startswith("returns-") else unchanged
 
 
 def gpu() -> dict[str, Config]:
@@ -158,7 +172,7 @@ def main(asked: Arguments) -> None:
         print(f"{number} of {len(members)}: {name}", flush=True)
         data = dataset(config.task, episodes=episodes(config))
         try:
-            complete(config, data, folder / name, workers=asked.workers, until=UNTIL.get(asked.preset))
+            complete(config, data, folder / name, workers=asked.workers, until=UNTIL.get(asked.preset), change=change(name, config))
         except Interrupted as stop:
             print(f"{name}: {stop} The same command goes on.")
             return

@@ -4,6 +4,7 @@ The pairs are the same for every run on the same dataset, so that critics can be
 """
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,11 +139,17 @@ def draw_landscape(axis: Axes, grid: Float[np.ndarray, "11 11"], title: str = ""
     """The paper's picture; as Q's range differs from critic to critic, it stands in the title."""
     edges = (OFFSETS[0], OFFSETS[-1])
     axis.imshow(grid.T, origin="lower", extent=(*edges, *edges), cmap="viridis", interpolation="nearest")
-    axis.set(title=f"{title}Q from {grid.min():.2f} to {grid.max():.2f}", xlabel="offset along action 1", ylabel="offset along action 2")
+    # Enough digits to tell the ends apart.
+    digits = 2 + max(0, -math.floor(math.log10(np.ptp(grid)))) if np.ptp(grid) > 0 else 2
+    axis.set(
+        title=f"{title}Q from {grid.min():.{digits}f} to {grid.max():.{digits}f}",
+        xlabel="offset along action 1",
+        ylabel="offset along action 2",
+    )
 
 
 def draw_map(axis: Axes, attention: Float[np.ndarray, "n n"], n_s: int, title: str = "") -> None:
-    """One attention map: each row a query, each column a key; the lines separate `[v]`, states and actions."""
+    """One attention map: each row a query, each column a key; the lines separate `[v]`, states and actions. Black is 0."""
     axis.imshow(attention, cmap="magma", vmin=0, interpolation="nearest")
     n = attention.shape[0]
     for edge in (0.5, n_s + 0.5):
@@ -151,7 +158,7 @@ def draw_map(axis: Axes, attention: Float[np.ndarray, "n n"], n_s: int, title: s
     middles, names = (0, 1 + (n_s - 1) / 2, 1 + n_s + (n - n_s - 2) / 2), ("[v]", "obs", "act")
     axis.set_xticks(middles, names)
     axis.set_yticks(middles, names)
-    axis.set(title=title, xlabel="key", ylabel="query")
+    axis.set(title=f"{title}\nbrightest {attention.max():.2f}", xlabel="key", ylabel="query")
 
 
 def draw(portrait: Portrait, title: str) -> Figure:

@@ -9,7 +9,6 @@ from pathlib import Path
 from tql import collect
 from tql.config import Task
 
-
 CHECKOUT = Path(__file__).parents[1]
 """The repository's own folder, with `figures/` in it."""
 
