@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import SubFigure
 from records import Record
 
@@ -15,7 +16,7 @@ LANDSCAPES = (
     "Landscapes: Q over offsets in [-0.5, 0.5] along actions 1 (across) and 2 (up), the same pair (s, a) of validation data for all: of "
     "the four recorded, the one with the largest range of Q on average. "
 )
-MAPS = "Maps: layer 1, head 1 of one pair (s, a); rows are queries, columns keys; entropy: mean over its rows; one colour scale for all."
+MAPS = "Maps: layer 1, head 1 of one pair (s, a); rows are queries, columns keys; entropy: mean over rows; one colour scale, a square root."
 """For the caption."""
 
 
@@ -25,9 +26,7 @@ def clearest_pair(records: Sequence[Record]) -> int:
 
 
 def show_landscape(axis: Axes, record: Record, pair: int, name: str) -> None:
-    grid = record.portrait.landscapes[pair]
-    draw_landscape(axis, grid)
-    axis.set_title(f"{name}, seed {record.seed}\nQ {grid.min():.2f} to {grid.max():.2f}", fontsize=8.5)
+    draw_landscape(axis, record.portrait.landscapes[pair], f"{name}, seed {record.seed}\n")
     axis.set(xlabel="", ylabel="", xticks=[-0.5, 0, 0.5], yticks=[-0.5, 0, 0.5])
     _plain(axis)
 
@@ -35,8 +34,8 @@ def show_landscape(axis: Axes, record: Record, pair: int, name: str) -> None:
 def show_map(axis: Axes, record: Record, brightest: float, name: str) -> None:
     """The first head of layer 1, for the first pair: heads have no order, so this is a draw that nobody chose."""
     draw_map(axis, record.portrait.maps[0, 0], int(record.portrait.n_s))
-    axis.images[0].set_clim(0, brightest)
-    axis.set_title(f"{name}, seed {record.seed}\nentropy {entropy(record.portrait.maps[0, 0]):.2f} nats", fontsize=8.5)
+    axis.images[0].set_norm(PowerNorm(0.5, 0, brightest))  # a square root, or one bright weight would turn the others black
+    axis.set_title(f"{name}, seed {record.seed}\nentropy {entropy(record.portrait.maps[0, 0]):.2f} nats")
     axis.set(xlabel="", ylabel="")
     _plain(axis)
 
@@ -49,6 +48,7 @@ def entropy(attention: Float[np.ndarray, "n n"]) -> float:
 def _plain(axis: Axes) -> None:
     axis.grid(False)
     axis.tick_params(labelsize=7.5)
+    axis.title.set_fontsize(8)
 
 
 def brightest(records: Sequence[Record]) -> float:

@@ -1,6 +1,7 @@
 """What the pictures of this folder share: reading what `run.py` recorded, means over seeds, published numbers, colours, the caption."""
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from tql.config import Task
+from tql.config import Task, paper
 from tql.portrait import Portrait, load
 from tql.study import read_lines
 
@@ -27,8 +28,8 @@ REFERENCE = "cube-double"
 WIDTH_COLOURS = {32: "#2bb5c4", 64: "#4c9a2a", 128: "#e69500", 256: "#d9480f", 512: "#a61e6c", 1024: "#3d1a5b"}
 CONTROLS = {"none": "no control", "fixed": "fixed penalty", "single": "one temperature", "tql": "TQL"}
 CONTROL_COLOURS = {"none": "#c92a2a", "fixed": "#e69500", "single": "#2a9d6f", "tql": "#1c5fb0"}
-BESIDE = ("flow", "agent")
-"""Studies of the cpu preset that are no part of the comparison of widths."""
+COMPARES_WIDTHS = re.compile(r"sarsa|.+-task\d")
+"""Studies that differ in width, control and seed alone; the cpu preset has others beside them."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def need(records: list[Record], what: str) -> list[Record]:
 
 def sizes_study(records: Sequence[Record]) -> list[Record]:
     """The runs that compare widths, without those beside."""
-    return need([record for record in records if record.study not in BESIDE], "of critics of several widths")
+    return need([record for record in records if COMPARES_WIDTHS.fullmatch(record.study)], "of critics of several widths")
 
 
 def values_of(records: Sequence[Record], name: str) -> list:
@@ -222,18 +223,34 @@ def seeds_of(records: Sequence[Record]) -> str:
     return f"{counts[0]} to {counts[-1]} seeds per curve" if counts[0] < counts[-1] else f"{counts[0]} seeds per curve, not the same"
 
 
+PAPERS = {"critic_lr": "learning rate", "discount": "discount", "batch_size": "batch"}
+"""Settings whose departure from the paper the caption names."""
+
+
+def departures(records: Sequence[Record]) -> str:
+    """` with learning rate 0.001 (paper 0.0001), ...`; empty for the paper's own settings."""
+    config = records[0].settings["config"]
+    theirs = paper(config["task"], "0.4M")
+    found = [
+        f"{words} {config[name]:g} (paper {getattr(theirs, name):g})"
+        for name, words in PAPERS.items()
+        if config[name] != getattr(theirs, name)
+    ]
+    return f" with {listed(found)}" if found else ""
+
+
 def scale_of(records: Sequence[Record]) -> str:
     """Task, sizes, updates, seeds and device of these runs, in one sentence."""
     tasks = sorted({record.settings["config"]["task"] for record in records})
     of_tasks = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks of {listed(values_of(records, 'domain'))}"
-    updates = values_of(records, "updates")
+    updates = " or ".join(f"{n:,}" for n in values_of(records, "updates"))
     minutes = sum(record.settings.get("training_seconds", 0) for record in records) / 60
     layers = sorted({record.settings["config"]["critic"]["layers"] for record in records})
     actor = {record.settings["config"]["actor"]["kind"] for record in records}
     kind = "critics on the dataset's next actions (no policy)" if actor == {"dataset"} else "critics with the flow actor"
     return (
         f"Scale: {of_tasks}, {kind}, {listed(layers)} layers, d_model "
-        f"{listed(values_of(records, 'width'))}; {' or '.join(f'{n:,}' for n in updates)} updates; {seeds_of(records)}; "
+        f"{listed(values_of(records, 'width'))}; {updates} updates{departures(records)}; {seeds_of(records)}; "
         f"device: {listed(sorted({record.settings['device'] for record in records}))}, {minutes:.0f} minutes of training in all."
     )
 
