@@ -23,7 +23,7 @@ from test_run import Killed, assert_same_arrays, before_chunk, metrics_of, steps
 from tql import run as runs
 from tql import study
 from tql.config import PRESETS, SIZES, ActorConfig, ControlConfig, CriticConfig, Task, paper
-from tql.data import Batch
+from tql.data import Batch, regression_to_returns
 from tql.environment import make
 from tql.study import is_complete, read_lines
 
@@ -53,20 +53,37 @@ def without(config):
 
 def test_the_cpu_preset():
     members = run.cpu()
-    sarsa = [f"sarsa-{control}-{width}" for control in ("none", "tql") for width in (32, 64, 128)] + ["sarsa-fixed-128", "sarsa-single-128"]
-    kinds = [*sarsa, "flow-none-64", "flow-tql-64", "agent-none-32", "agent-tql-32"]
-    assert set(members) == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1, 2)} and len(members) == 36
+    kinds = [f"sarsa-{control}-{width}" for control in ("none", "tql") for width in (32, 64, 128)]
+    kinds += ["sarsa-fixed-128", "sarsa-single-128", "flow-none-64", "flow-tql-64", "agent-none-32", "agent-tql-32"]
+    kinds += ["slow-none-128", "fast-none-32", "long-none-32", "returns-none-128"]
+    assert set(members) == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1, 2)} and len(members) == 48
+    sarsa, flow = (PRESETS[preset]("cube-single-play-singletask-task2-v0") for preset in ("cpu-sarsa", "cpu-flow"))
+    groups = {"sarsa": sarsa, "returns": sarsa, "flow": flow, "agent": PRESETS["cpu"]("cube-single-noisy-singletask-task3-v0")}
+    groups |= {"slow": replace(sarsa, critic_lr=sarsa.critic_lr / 4), "fast": replace(sarsa, critic_lr=4 * sarsa.critic_lr)}
+    groups["long"] = replace(sarsa, steps=4000, evaluate_every=4000, checkpoint_every=1000)
     for name, config in members.items():
         group, control, width, seed = re.fullmatch(r"(\w+)-(\w+)-(\d+)-seed(\d)", name).groups()
         assert (config.control.kind, config.critic.d_model, config.seed) == (control, int(width), int(seed))
-        preset = {"sarsa": "cpu-sarsa", "flow": "cpu-flow", "agent": "cpu"}[group]
-        task = "cube-single-noisy-singletask-task3-v0" if group == "agent" else "cube-single-play-singletask-task2-v0"
-        expected = PRESETS[preset](task)
-        assert without(config) == without(expected), "all but width, control and seed"
+        assert without(config) == without(groups[group]), "all but width, control and seed"
         assert config.control.target is None and config.critic.layers == 2, "the same target in nats for all: 0.8 ln(n)"
         assert config.episodes == (50 if group == "agent" else 0) or config.actor.kind == "dataset"
         assert run.episodes(config) == (120 if group == "agent" else 100)
-    assert len(set(members.values())) == 36 and "cpu" not in run.UNTIL
+    others = {name: config for name, config in members.items() if not name.startswith("returns")}
+    assert len(set(others.values())) == 45 and "cpu" not in run.UNTIL
+
+
+def test_regression_to_returns_is_for_the_runs_of_that_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("TQL_HOME", str(tmp_path))
+    monkeypatch.setattr(run, "say_what_it_costs", lambda *_: None)
+    monkeypatch.setattr(run, "dataset", lambda task, *, episodes: tmp_path)
+    monkeypatch.setattr(run, "record", lambda *_: None)
+    changes = {}
+    monkeypatch.setattr(run, "complete", lambda config, data, folder, *, change, **_: changes.update({folder.name: change}))
+    with compiled_programs():
+        run.main(run.Arguments("cpu", only="seed1"))
+    assert len(changes) == 16
+    assert (returns := changes.pop("returns-none-128-seed1")).func is regression_to_returns and returns.keywords == {"discount": 0.95}
+    assert set(changes.values()) == {study.unchanged}
 
 
 def test_the_gpu_preset_is_the_paper_s():
