@@ -11,6 +11,7 @@ copied, without its checkpoints, to `figures/data/PRESET/` (about 60 kB), from w
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -164,6 +165,8 @@ def main(asked: Arguments) -> None:
     say_what_it_costs(asked.preset, members, folder)
     if asked.estimate:
         return
+    # While a run trains it has its own way to stop; between two runs there is nothing to save.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped between two runs; the same command goes on."))
     if asked.minutes:
         alarm = threading.Timer(60 * asked.minutes, lambda: os.kill(os.getpid(), signal.SIGTERM))
         alarm.daemon = True

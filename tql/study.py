@@ -105,6 +105,8 @@ def complete(
     agent, data = runs.resume(run, task, config, dataset, data) if started else runs.start(config, dataset, run, data)
     if int(agent.step) > 0:
         look(agent, validation, run)  # makes up for a stop between a checkpoint and its portrait
+    if until is not None and int(agent.step) >= until:
+        return run
     runs.train(agent, change(data), run, workers=workers, until=until, look=lambda agent: look(agent, validation, run))
     return run
 

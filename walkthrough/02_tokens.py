@@ -438,4 +438,4 @@ fig.savefig(PICTURES / "regression.png", dpi=110)
 # and put `wide_positions` into the regression of section 6. What does the magnitude still cost, and is it the sight or the frequencies
 # that helped?
 #
-# Next: `03_attention.py`, how a row of attention is measured by its entropy.
+# Next: `03_attention_and_entropy.py`, how a row of attention is measured by its entropy.

@@ -386,10 +386,10 @@ fig.savefig(PICTURES / "linear_examples.png", dpi=110)
 #
 # $$\frac1{B^2}\sum_{i,j}(Q_i - y_j)^2 = \frac1B\sum_i (Q_i - \langle y\rangle)^2 + \mathrm{var}(y).$$
 #
-# So it is minimal where every $Q_i$ is the **mean** of y. Two hand-written losses on y = 2 + s a, without future:
+# So it is minimal where every $Q_i$ is the **mean** of y. Two hand-written losses on y = 3 + s a, without future:
 
 # %%
-y = jnp.asarray(2 + S * A)
+y = jnp.asarray(3 + S * A)
 inputs = PROCESSES["pair"].observations, PROCESSES["pair"].actions
 
 
@@ -437,7 +437,7 @@ for loss, colour in ((silent, "tab:red"), (right, "tab:green")):
         bx.plot(y + 0.05 * seed, Q, "o", color=colour, mec="k", label=loss.__name__ if seed == SEEDS[0] else None)
 ax.axhline(2 / 3, color="k", lw=0.8)
 ax.set(title="Both losses fall; the line is var(y)", xlabel="update", ylabel="loss, squared reward")
-bx.plot([1, 3.1], [1, 3.1], "k-", lw=0.8)
+bx.plot([2, 4.1], [2, 4.1], "k-", lw=0.8)
 bx.set(title="... but one of them learned nothing", xlabel="y (seeds moved apart)", ylabel="learned Q")
 ax.legend(fontsize=8)
 bx.legend()

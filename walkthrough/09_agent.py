@@ -172,8 +172,9 @@ else:
 
 # %% [markdown]
 # Control against no control: over the recorded seeds 0, 1 and 2, TQL solved 42, 36 and 43 of 50, the agent without
-# control 17, 30 and 40; pooled 81 % (74 to 86 %) against 58 % (50 to 66 %). In these three pairs control helps;
-# three seeds at one small size are no proof, and the assert above does not rest on it.
+# control 17, 30 and 40; pooled 81 % (74 to 86 %) against 58 % (50 to 66 %). TQL did better with each of the three
+# seeds, but single runs overlap: three seeds at one small size do not decide it, and the assert above does not rest
+# on it.
 #
 # ## The critic that acts
 
