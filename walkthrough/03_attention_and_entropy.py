@@ -3,7 +3,7 @@
 # The paper measures the collapse of a critic by one number, the entropy of its attention rows. What is this number, how is it
 # computed so that it can be differentiated, what makes it small, and what happens to $Q$ when it is?
 #
-# **Price**: 35 s on 2 cores (40 s of processor time), 0.9 GB of memory.
+# **Price**: 50 s on 2 cores (50 s of processor time), 1.7 GB of memory.
 # **Writes**: pictures to `runs/walkthrough/03_attention_and_entropy/`.
 # You need walkthrough 2 for the tokens. No data are used: states are drawn from a normal distribution, actions from $[-1, 1]$.
 
@@ -401,7 +401,7 @@ def has_nan(form):
 has_nan_textbook, has_nan_ours = has_nan(textbook), has_nan(row_entropy)
 sharp_logits = {f: all_logits(sharpened(critics, f), s, a) for f in FACTORS}
 for f, l in sharp_logits.items():
-    H = np.mean(groups_of(l), axis=(0, 1), dtype=float)
+    H = np.mean(np.array(groups_of(l), float), axis=(0, 1))
     lost_rows = float(jnp.mean(has_nan_textbook(l)))
     error = float(jnp.max(jnp.abs(l[:, :, 0] - f**2 * logits[:, :, 0])) / jnp.max(jnp.abs(l[:, :, 0])))
     print(f"f = {f:.0f}: H layer 1 {np.round(H[0], 2)}, layer 2 {np.round(H[1], 2)} nats; rows lost to NaN {lost_rows:.1%}")
@@ -465,10 +465,10 @@ for (grids, _, lines, _), f, above, below in zip(looks.values(), FACTORS, *axes)
     above.imshow(grid, extent=(-0.5, 0.5, -0.5, 0.5), origin="lower", cmap="viridis")
     above.set(title=f"f = {f:.0f}: Q {jnp.min(grid):.2f} to {jnp.max(grid):.2f}", xlabel="offset of $a_2$")
     below.plot(SLICE, lines[0, :4].T, lw=1)
-    below.set(title=f"{mean_turns[f]:.1f} turns, roughness {mean_rough[f]:.2f} (means)", xlabel="$a_1$")
+    below.set(title=f"{mean_turns[f]:.1f} turns, roughness {mean_rough[f]:.2f}", xlabel="$a_1$")
 axes[0, 0].set(ylabel="offset of $a_1$")
 axes[1, 0].set(ylabel="Q (four pairs)")
-fig.suptitle("Q of the first critic as its attention is sharpened by hand: landscape of one pair, slices of four")
+fig.suptitle("Q of the first critic as its attention is sharpened by hand (turns, roughness: means of Claim 11)")
 fig.savefig(PICTURES / "landscapes.png", dpi=110)
 
 # %% [markdown]
