@@ -3,7 +3,7 @@
 # Three losses, three optimisers and a moving average: everything that happens in the million updates of the paper happens in one.
 # Here it is written out, taken apart, and put together again.
 #
-# **Price**: 75 s on 2 cores (80 s of processor time), 1.6 GB of memory.
+# **Price**: 75 s on 2 cores (70 s of processor time), 2.0 GB of memory.
 # **Writes**: pictures to `runs/walkthrough/08_one_update/`; two episodes to `data/2-episodes/` if they are missing (10 s more).
 # You need walkthroughs 3 to 5 and 7: entropy, the TD target, the flow actor, the temperatures.
 
@@ -239,7 +239,7 @@ fig.savefig(PICTURES / "gradients.png", dpi=110)
 @eqx.filter_jit
 def pushed_out(agent, s, z):
     """For one state: the action pushed out in its first component, and what -Q and distillation say of it."""
-    mu = agent.actor.mu(s, z).at[0].add(3.0)
+    mu = agent.actor.mu(s, z).at[0].add(5.0)
     dQ = jax.grad(lambda mu: jnp.mean(agent.critic(s, jnp.clip(mu, -1, 1))))(mu)
     return mu, dQ, 2 / N_A * (mu - agent.actor.behaviour(s, z))
 
@@ -249,7 +249,7 @@ far, dQ, d_distillation = one_agent(agent, batch.observations, noise.z)
 outside = jnp.abs(far) > 1
 print(f"outside: {jnp.mean(outside[:, 0]):.0%} of the first components, {jnp.mean(outside[:, 1:]):.0%} of the others")
 print(f"largest |dQ/dmu| outside {jnp.max(jnp.abs(dQ[outside])):.1e}, inside {jnp.max(jnp.abs(dQ[~outside])):.1e}")
-assert jnp.all(outside[:, 0]), "adding 3 should push every first component out"
+assert jnp.all(outside[:, 0]), "adding 5 should push every first component out"
 assert jnp.all(dQ[outside] == 0) and jnp.all(dQ[~outside] != 0), "dQ/dmu should be 0 exactly outside [-1, 1]"
 assert jnp.all(d_distillation[:, 0] > 0), "distillation should pull every one of them back (gradient above 0)"
 
@@ -300,7 +300,7 @@ for name, mine in zip(("critic", "target_critic", "actor", "controller"), by_han
     difference = largest_difference(mine, getattr(after, name))
     moved = largest_difference(mine, getattr(agent, name))
     print(f"{name:13} moved by up to {moved:.1e}; differs from the module by {difference:.1e}")
-    assert difference < 1e-6 < moved, f"{name} by hand should be the module's within 1e-6 (typical 1e-9; it moved by {moved:.1e})"
+    assert difference < 1e-6 < moved, f"{name} by hand should be the module's within 1e-6 (typical 1e-8; it moved by {moved:.1e})"
 lagging = largest_difference(loop.polyak(agent.critic, agent.target_critic, CONFIG.tau), after.target_critic)
 leading = largest_difference(loop.polyak(after.critic, agent.target_critic, CONFIG.tau), after.target_critic)
 print(f"target from the critic before: off by {lagging:.1e}; from the critic after: off by {leading:.1e}")
