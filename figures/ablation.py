@@ -41,7 +41,7 @@ def judge(records: Sequence[Record]) -> str:
     return verdict(
         len(better) == len(controls) - 1,
         "any control of the entropy is better than none (rule: higher entropy and lower roughness, means over seeds and the second half "
-        "of the updates; the paper's measure is success, and the order of the three that control is not tested here)",
+        "of the updates; the paper's measure is success, which is not measured here, and in roughness TQL need not be the smoothest)",
         ", ".join(f"{CONTROLS[control]} {H[control]:.2f} nats, roughness {rough[control]:.2f}" for control in controls) + ".",
     )
 

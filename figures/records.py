@@ -223,7 +223,7 @@ def seeds_of(records: Sequence[Record]) -> str:
     return f"{counts[0]} to {counts[-1]} seeds per curve" if counts[0] < counts[-1] else f"{counts[0]} seeds per curve, not the same"
 
 
-PAPERS = {"critic_lr": "learning rate", "discount": "discount", "batch_size": "batch"}
+PAPERS = {"critic_lr": "learning rate", "temperature_lr": "temperature rate", "discount": "discount", "tau": "tau", "batch_size": "batch"}
 """Settings whose departure from the paper the caption names."""
 
 

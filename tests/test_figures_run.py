@@ -55,8 +55,8 @@ def test_the_cpu_preset():
     members = run.cpu()
     kinds = [f"sarsa-{control}-{width}" for control in ("none", "tql") for width in (32, 64, 128)]
     kinds += ["sarsa-fixed-128", "sarsa-single-128", "flow-none-64", "flow-tql-64", "agent-none-32", "agent-tql-32"]
-    kinds += ["slow-none-128", "fast-none-32", "long-none-32", "returns-none-128"]
-    assert set(members) == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1, 2)} and len(members) == 48
+    kinds += ["slow-none-128", "fast-none-32", "long-none-32", "returns-none-32", "returns-none-128"]
+    assert set(members) == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1, 2)} and len(members) == 51
     sarsa, flow = (PRESETS[preset]("cube-single-play-singletask-task2-v0") for preset in ("cpu-sarsa", "cpu-flow"))
     groups = {"sarsa": sarsa, "returns": sarsa, "flow": flow, "agent": PRESETS["cpu"]("cube-single-noisy-singletask-task3-v0")}
     groups |= {"slow": replace(sarsa, critic_lr=sarsa.critic_lr / 4), "fast": replace(sarsa, critic_lr=4 * sarsa.critic_lr)}

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 WALKTHROUGH = REPOSITORY / "walkthrough"
 RECORDS = REPOSITORY / "figures" / "data" / "cpu"
 PRICE = re.compile(r"# \*\*Price\*\*: .+ on 2 cores \((.+) of processor time\), ([\d.]+) GB of memory")
+WALL = re.compile(r"# \*\*Price\*\*: (.+) on 2 cores")
 SLACK = 1.5
 
 WHOLE = ("01_tour", "02_tokens", "03_attention_and_entropy", "04_critic_and_td", "05_flow_actor", "08_one_update")
@@ -60,6 +61,15 @@ def run(name, home, constants={}):
     assert process.returncode == 0, f"{name} failed:\n{printed[-2000:]}\n{complained[-4000:]}"
     assert "Warning" not in complained, f"{name} warns:\n{complained[-2000:]}"
     return printed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+
+
+def test_every_page_states_its_price_and_all_of_them_fit_into_an_afternoon():
+    minutes = 0.0
+    for script in sorted(WALKTHROUGH.glob("[0-9]*.py")):
+        stated = WALL.search(script.read_text())
+        assert stated and PRICE.search(script.read_text()), f"{script.name} does not state its price"
+        minutes += seconds(stated.group(1)) / 60
+    assert minutes <= 45, f"the nine scripts take {minutes:.0f} minutes"
 
 
 def seconds(text):
@@ -129,5 +139,5 @@ def test_a_broken_controller_is_noticed(tmp_path):
     for controlled in study.glob("sarsa-tql-*"):
         for file in ("metrics.jsonl", "analysis.jsonl", "portrait.npz"):
             shutil.copy(study / controlled.name.replace("-tql-", "-none-") / file, controlled)
-    with pytest.raises(AssertionError, match="no group ends more than 0.3 nats below its target"):
+    with pytest.raises(AssertionError, match="AssertionError: no group ends more than 0.3 nats below its target"):
         run("07_controller", tmp_path, FEWER_EPISODES["07_controller"])

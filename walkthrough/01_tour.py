@@ -323,6 +323,7 @@ for _ in range(UPDATES):
 history = {name: np.stack([metrics_k[name] for metrics_k in history]) for name in history[0]}
 td_first, td_last = history["td_loss"][0], np.mean(history["td_loss"][-10:])
 print(f"TD loss {td_first:.3f} -> {td_last:.1e} (last ten updates); alpha {history['alpha'][-1].ravel()}")
+assert np.mean(history["entropy"][-1]) > np.mean(history["entropy"][0]), "the mean entropy must rise: alpha is near 1 and pushes up"
 assert td_last < 0.1 * td_first, f"{UPDATES} updates must leave less than a tenth of this TD loss (typical below 0.01 of it)"
 
 # %%

@@ -4,7 +4,9 @@
 # computed so that it can be differentiated, what makes it small, and what happens to $Q$ when it is?
 #
 # **Price**: 50 s on 2 cores (50 s of processor time), 1.7 GB of memory.
+#
 # **Writes**: pictures to `runs/walkthrough/03_attention_and_entropy/`.
+#
 # You need walkthrough 2 for the tokens. No data are used: states are drawn from a normal distribution, actions from $[-1, 1]$.
 
 # %%

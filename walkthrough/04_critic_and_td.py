@@ -278,7 +278,7 @@ fig.savefig(PICTURES / "contraction.png", dpi=110)
 #
 # **Claim 4.** With $\tau$ = 0.03, 0.01 and 0.001 the real critic is within 0.6 of this curve from update 100 to the
 # end, for every seed. (Typical: 0.3.) Before that, and for larger $\tau$, the critic's own learning is the slower
-# part. With $\tau$ = 1 there is no lag, it is there first, and nothing diverges: in this process the target network
+# part. With $\tau$ = 1 there is no lag, and nothing diverges: in this process the target network
 # only costs time.
 
 # %%

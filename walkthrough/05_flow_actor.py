@@ -145,7 +145,7 @@ actors, (flow_losses, distillation_losses) = train(new_actors(1), no_tilt, TRAIN
 
 # %% [markdown]
 # **Claim 1.** The best Gaussian has 38 % of its mass in the gap, where the data have 0.1 %. The flow has less than 6
-# %, and between 42 and 58 % on each side, for every # 58 % on each side, for every seed. (Typical: 4 %, and 46 to 50
+# %, and between 42 and 58 % on each side, for every seed. (Typical: 4 %, and 46 to 50
 # %.)
 
 # %%

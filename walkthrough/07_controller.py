@@ -4,7 +4,7 @@
 # A dual variable in one cell, its dynamics on a toy whose answer is known, what goes wrong with impossible targets;
 # then the critics of walkthrough 6 with the controller, side by side, and the paper's ablations.
 #
-# **Price**: PRICE.
+# **Price**: PRICE7.
 #
 # **Writes**: pictures to `runs/walkthrough/07_controller/`, runs to `runs/study/cpu/`. It trains what walkthrough 6 left there to compare
 # with only if it is missing.
@@ -39,7 +39,7 @@ WIDTHS = (32, 64, 128)
 SEEDS = (0, 1, 2)
 UPDATES = 1000  # of a critic
 EPISODES = 100  # of data
-FULL = len(SEEDS) >= 3 and UPDATES >= 1000 and EPISODES >= 100
+FULL = len(SEEDS) >= 3 and UPDATES >= 1000
 SIZES = dict(
     steps=UPDATES,
     evaluate_every=UPDATES,
@@ -146,7 +146,8 @@ fig.savefig(PICTURES / "toy.png", dpi=110)
 # **Claim 2.** Without control the row collapses; with it the entropy settles at the target; a temperature with a
 # small rate gets there late.
 #
-# **Claim 3.** A target above ln n is never met: the temperature grows without end. So `tql` refuses it.
+# **Claim 3.** A target above ln n is never met: the temperature grows without end. At ln n itself only uniform
+# attention would meet it. So `tql` refuses both.
 #
 # **Claim 4.** Above the target a temperature cannot pull down: it decays to nothing, and the entropy stays where
 # the task leaves it. Control is a floor, not a thermostat.
@@ -171,12 +172,13 @@ assert end["T = 3.6 > ln n"][1] > ALPHA_MAX, "the temperature of an unreachable 
 assert end["T = 2.5, no pull (c = 0)"][0] > 3.4 and end["T = 2.5, no pull (c = 0)"][1] < 0.01, (
     "above its target it can only let go"
 )
-try:
-    TemperaturePerGroup(target=((3.6, 3.6),), n=N)
-except ValueError as refusal:
-    print("\nrefused:", refusal)
-else:
-    raise AssertionError("a target above ln n was accepted")
+for T in (math.log(N), 3.6):
+    try:
+        TemperaturePerGroup(target=((T, T),), n=N)
+    except ValueError as refusal:
+        print("refused:", refusal)
+    else:
+        raise AssertionError(f"the target {T} is not below ln n and was accepted")
 
 # %% [markdown]
 # Why the CPU settings give the temperatures a rate of their own: Adam moves $\log\alpha$ by about its learning rate
@@ -341,8 +343,8 @@ for control in ("none", "tql"):
 
 # %% [markdown]
 # With the actor the entropy is held just as well, but these critics (d_model 64, 1500 updates) are *not* smoother
-# with control by the first measure: roughness rather rises. The paper's claim about smoothness is about much wider
-# critics; at this width it cannot be seen, with an actor or without (look at d_model 64 in the picture above).
+# with control by the first measure: its mean over seeds rises from 0.30 to 0.41. Without an actor, at this width,
+# the means fall with control and the seeds overlap. The paper's claim about smoothness is about much wider critics.
 #
 # ## The ablations
 #
@@ -387,33 +389,31 @@ fig.suptitle(f"Ablations at d_model {wide} (bars: mean of {len(SEEDS)} seeds)")
 fig.savefig(PICTURES / "ablations.png", dpi=110)
 
 # %% [markdown]
-# **Claim 7.** A fixed penalty pushes every group to nearly uniform attention, far above the targets; the single
-# temperature serves the first layer's `[VALUE]` query less than TQL does, because the price that all share falls as
-# soon as the *mean* entropy is high enough.
+# **Claim 7.** A fixed penalty pushes every group to nearly uniform attention, far above the targets. The single
+# temperature, whose price falls as soon as the *mean* entropy is high enough, leaves the first layer's `[VALUE]`
+# query lower than TQL does.
 
 # %%
-of_value = {
-    control: np.mean([late_entropy(runs[f"sarsa-{control}-{wide}-seed{seed}"])[0, 0] for seed in SEEDS])
-    for control in KINDS
-}
-of_all = np.mean([late_entropy(runs[f"sarsa-fixed-{wide}-seed{seed}"]) for seed in SEEDS])
-print(
-    "layer 1, [VALUE]:",
-    {control: round(float(H), 2) for control, H in of_value.items()},
-    f"target {TARGET[0, 0]:.2f}",
+by_group = {c: np.mean([late_entropy(runs[f"sarsa-{c}-{wide}-seed{seed}"]) for seed in SEEDS], axis=0) for c in KINDS}
+print("layer 1, [VALUE]:", {c: round(float(H[0, 0]), 2) for c, H in by_group.items()}, f"target {TARGET[0, 0]:.2f}")
+least, less = by_group["fixed"].min(), by_group["tql"][0, 0] - by_group["single"][0, 0]
+claim(
+    least > math.log(34) - 0.3,
+    f"a fixed penalty leaves every group within 0.3 nats of ln n = 3.53 (typically 3.38): {least:.2f}",
 )
 claim(
-    of_all > math.log(34) - 0.2, f"a fixed penalty ends within 0.2 nats of ln n = 3.53 (typically 3.46): {of_all:.2f}"
+    less > 0.05,
+    f"the single temperature leaves this group at least 0.05 nats lower than TQL (typically 0.24): {less:.2f}",
 )
-claim(
-    of_value["single"] < of_value["tql"],
-    "the single temperature leaves this group lower than TQL (typically 2.75 and 2.99)",
-)
+for c in KINDS:
+    td = [metric(runs[f"sarsa-{c}-{wide}-seed{seed}"], "td_loss")[1][-10:].mean() for seed in SEEDS]
+    print(f"{KINDS[c]:26} TD loss, second half: {np.mean(td):.2f} (seeds {np.round(td, 2)})")
 
 # %% [markdown]
-# What cannot be read off these bars is which is *best*. All three smooth the landscape at this size, and 1000
-# updates say nothing about success, where the paper's order is 6, 38, 41 and 67 % (no control, fixed penalty,
-# single temperature, TQL; 26 M parameters, cube-double).
+# Which of the three is *best* these bars do not say. All smooth the landscape at this size, and TQL is the least
+# smooth of the three (roughness 0.53; fixed penalty 0.46; single temperature 0.37). Nor do 1000 updates say
+# anything about success, where the paper's order is 6, 38, 41 and 67 % (no control, fixed penalty, single
+# temperature, TQL; 26 M parameters, cube-double).
 
 # %% [markdown]
 # ## A controller of your own
@@ -447,10 +447,12 @@ assert np.all(np.diff(metrics["alpha"][-1], axis=1) == 0), "the two groups of a 
 # %% [markdown]
 # ## What this scale does not show
 #
-# - Entropy *at* its target. Within 1000 updates layer 2 stays above it, and control only lets go; the agents of
-#   walkthrough 9 train 18 times as long and do come down to it.
-# - That TQL beats the other two forms of control, or that control helps TD: the TD losses do not differ clearly.
-# - Smoothness at widths 32 and 64, with or without an actor.
+# - Entropy *at* its target. Within 1000 updates every group stays above it, layer 2 by more than a nat, and control
+#   only lets go. The agents of walkthrough 9 train 18 times as long: there the `[VALUE]` queries come down to their
+#   targets, the other tokens do not.
+# - That TQL beats the other two forms of control, or that control helps TD.
+# - Smoothness at widths 32 and 64 beyond the spread of the seeds; and at 128 the smoothest run without control
+#   equals the roughest with it.
 # - That controlled critics get *better* with width, the paper's main result: that takes its sizes and a million
 #   updates.
 #

@@ -4,7 +4,9 @@
 # Here it is written out, taken apart, and put together again.
 #
 # **Price**: 75 s on 2 cores (70 s of processor time), 2.0 GB of memory.
+#
 # **Writes**: pictures to `runs/walkthrough/08_one_update/`; two episodes to `data/2-episodes/` if they are missing (10 s more).
+#
 # You need walkthroughs 3 to 5 and 7: entropy, the TD target, the flow actor, the temperatures.
 
 # %%
@@ -192,7 +194,7 @@ norms = np.asarray(gradient_norms(parts))
 
 # %% [markdown]
 # **Claim 2.** This is the map, `x` where a gradient arrives and is used, `o` where it would arrive and is left out by the choice of the
-# argument, `.` where it is exactly 0. Three of the zeros are stop-gradients:
+# argument, `.` where it is exactly 0. These zeros are stop-gradients:
 # - the attention loss does not see $\log\alpha$, or it would lower the loss by raising every $\alpha$ for ever;
 # - the temperature loss does not see the critic, or it would push entropy *down* with weight $\alpha$, which cancels the attention loss;
 # - distillation does not see its teacher, the flow, which answers to the data alone.

@@ -5,7 +5,7 @@
 # train, and then 50 episodes in OGBench's MuJoCo environment: with control, without control, and the behaviour flow
 # alone.
 #
-# **Price**: PRICE.
+# **Price**: PRICE9.
 #
 # **Writes**: pictures and a film to `runs/walkthrough/09_agent/`, runs to `runs/study/cpu/`, data to `data/120-episodes/`.
 # Stopped halfway, it goes on where it was; run again, it only draws.
@@ -88,8 +88,8 @@ fig.suptitle(f"Training, seed {SEED}")
 fig.savefig(PICTURES / "training.png", dpi=110)
 
 # %% [markdown]
-# First Q falls towards $-1/(1-\gamma) = -33$ everywhere: as far as the critic knows, the cube never gets there.
-# Then value spreads backwards from the few transitions that solve the task, one discounted step after another.
+# First the mean of Q falls towards $-1/(1-\gamma) = -33$, the value of never getting there. Then it rises again, as
+# value spreads backwards from the few transitions that solve the task, one discounted step after another.
 #
 # ## An episode by hand
 #
