@@ -4,7 +4,7 @@
 # closed form, each of which can fail for one reason only. Then the two things that a falling loss does not show: a
 # shape bug that kills learning in silence, and what the target network does and does not do.
 #
-# **Price**: 35 s on 2 cores (45 s of processor time), 1.0 GB of memory.
+# **Price**: 35 s on 2 cores (43 s of processor time), 1.0 GB of memory.
 #
 # **Writes**: pictures to `runs/walkthrough/04_critic_and_td/`.
 #
