@@ -4,7 +4,7 @@
 # A dual variable in one cell, its dynamics on a toy whose answer is known, what goes wrong with impossible targets;
 # then the critics of walkthrough 6 with the controller, side by side, and the paper's ablations.
 #
-# **Price**: PRICE7.
+# **Price**: 11 min on 2 cores (19 min of processor time), 1.8 GB of memory in each of two processes.
 #
 # **Writes**: pictures to `runs/walkthrough/07_controller/`, runs to `runs/study/cpu/`. It trains what walkthrough 6 left there to compare
 # with only if it is missing.
