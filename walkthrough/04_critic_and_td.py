@@ -290,7 +290,7 @@ rate = 1 - TAUS[:, None, None] * (1 - DISCOUNT)
 lag_only = 5 + DISCOUNT * (q_mean[..., :1] - 5) * rate ** np.arange(UPDATES)
 off = np.abs(q_mean - lag_only)[..., 100:].max(axis=(1, 2))
 
-fig, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+fig, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
 for i, colour in enumerate(plt.cm.viridis(np.linspace(0, 0.9, len(TAUS)))):
     ax.plot(q_mean[i].T, color=colour, lw=1.2, label=[f"tau = {TAUS[i]:g}"] + [None] * (len(SEEDS) - 1))
     ax.plot(lag_only[i].T, "--", color=colour, lw=1.2)
@@ -300,7 +300,7 @@ assert np.all(np.abs(q_mean[0, :, -1] - 5) < 0.1), f"tau = 1: Q ends at {q_mean[
 ax.axhline(1 / (1 - DISCOUNT), color="k", lw=0.8)
 ax.set(title=f"The price of a slow target. Solid: the critic, {len(SEEDS)} seeds; dashed: the lag alone", xlabel="update k")
 ax.set_ylabel("mean of Q, discounted reward")
-ax.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8)
+fig.legend(loc="outside right center")
 fig.savefig(PICTURES / "tau.png", dpi=110)
 
 # %% [markdown]
@@ -369,7 +369,7 @@ for (name, (phi, phi_next)), (left, right) in zip(EXAMPLES.items(), axes):
     for tau, colour in ((1.0, "tab:red"), (0.1, "tab:orange"), (0.01, "tab:blue")):
         right.semilogy(td_run(phi, phi_next, tau), color=colour, label=f"tau = {tau:g}")
     right.set(title=f"{name}: size of w", xlabel="update", ylabel="|w| (the right answer is 0)", ylim=(1e-3, 1e6))
-    right.legend(loc="upper right")
+    right.legend(loc="upper left")
 fig.savefig(PICTURES / "linear_examples.png", dpi=110)
 
 # %% [markdown]
