@@ -175,7 +175,7 @@ def test_portraits_show_the_same_pair_for_all_with_its_range(drawn):
 def made(control, width, seed=0, *, H=3.0, rough=0.3, solved=None, target=2.5):
     """A record as `run.record` would leave it, with these numbers at every line."""
     config = dict(task="cube-single-play-singletask-task2-v0", seed=seed, control=dict(kind=control), critic=dict(d_model=width, layers=2))
-    config |= dict(actor=dict(kind="dataset"), critic_lr=1e-3, discount=0.99, batch_size=64)
+    config |= dict(actor=dict(kind="dataset"), critic_lr=1e-3, temperature_lr=1e-4, tau=0.005, discount=0.99, batch_size=64)
     steps, evaluation = (250, 500, 750, 1000), []
     if solved is not None:
         evaluation = [dict(step=1000, policy="policy", success=i < solved) for i in range(50)]

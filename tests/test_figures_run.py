@@ -81,8 +81,10 @@ def test_regression_to_returns_is_for_the_runs_of_that_name(monkeypatch, tmp_pat
     monkeypatch.setattr(run, "complete", lambda config, data, folder, *, change, **_: changes.update({folder.name: change}))
     with compiled_programs():
         run.main(run.Arguments("cpu", only="seed1"))
-    assert len(changes) == 16
-    assert (returns := changes.pop("returns-none-128-seed1")).func is regression_to_returns and returns.keywords == {"discount": 0.95}
+    assert len(changes) == 17
+    for width in (32, 128):
+        returns = changes.pop(f"returns-none-{width}-seed1")
+        assert returns.func is regression_to_returns and returns.keywords == {"discount": 0.95}
     assert set(changes.values()) == {study.unchanged}
 
 

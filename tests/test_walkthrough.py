@@ -32,6 +32,17 @@ SMALL = {
 """Constants of a script and what stands in their place here."""
 
 
+ALONE = """
+import resource, subprocess, sys
+from pathlib import Path
+code = subprocess.run(sys.argv[2:]).returncode
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+Path(sys.argv[1]).write_text(f"{usage.ru_utime + usage.ru_stime} {usage.ru_maxrss / 1e6}")
+sys.exit(code)
+"""
+"""Runs a program from a small process: a child is charged with the memory of the process that it was forked from."""
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Where these runs keep data and pictures; the two episodes of data are made once."""
@@ -42,8 +53,8 @@ def source(name, constants):
     """The script with other constants; each has to be there, once."""
     text = (WALKTHROUGH / f"{name}.py").read_text()
     for ours, theirs in constants.items():
-        assert len(re.findall(rf"^{re.escape(ours)}\b", text, re.MULTILINE)) == 1, f"{name}: where is {ours}?"
-        text = re.sub(rf"^{re.escape(ours)}\b", theirs, text, flags=re.MULTILINE)
+        assert len(re.findall(rf"^{re.escape(ours)}(?!\w)", text, re.MULTILINE)) == 1, f"{name}: where is {ours}?"
+        text = re.sub(rf"^{re.escape(ours)}(?!\w)", theirs, text, flags=re.MULTILINE)
     return text
 
 
@@ -53,14 +64,14 @@ def run(name, home, constants={}):
     script.write_text(source(name, constants))
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("JAX", "XLA", "PYTEST"))}
     environment = outside | {"TQL_HOME": str(home), "PYTHONWARNINGS": "default", "TQDM_DISABLE": "1"}
-    with open(home / f"{name}.out", "w+") as out, open(home / f"{name}.err", "w+") as err:
-        process = subprocess.Popen([sys.executable, str(script)], env=environment, cwd=home, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        printed, complained = ((home / file.name).read_text() for file in (out, err))
-    assert process.returncode == 0, f"{name} failed:\n{printed[-2000:]}\n{complained[-4000:]}"
+    with open(home / f"{name}.out", "w") as out, open(home / f"{name}.err", "w") as err:
+        command = [sys.executable, "-c", ALONE, str(home / f"{name}.usage"), sys.executable, str(script)]
+        code = subprocess.run(command, env=environment, cwd=home, stdout=out, stderr=err).returncode
+    printed, complained = ((home / f"{name}.{kind}").read_text() for kind in ("out", "err"))
+    assert code == 0, f"{name} failed:\n{printed[-2000:]}\n{complained[-4000:]}"
     assert "Warning" not in complained, f"{name} warns:\n{complained[-2000:]}"
-    return printed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+    spent, memory = map(float, (home / f"{name}.usage").read_text().split())
+    return printed, spent, memory
 
 
 def test_every_page_states_its_price_and_all_of_them_fit_into_an_afternoon():

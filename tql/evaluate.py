@@ -67,7 +67,8 @@ def run_episodes(
         raise ValueError(f"the open environments are {environments.size}, the wave is {wave}: they have to be as many.")
     seeds = [episode_seed(seed, episode) for episode in range(episodes)]
     finished = []
-    bar = tqdm(total=episodes, desc=f"evaluate {task.env_name}", unit="episode", disable=not progress)
+    shown = {} if progress else {"disable": True}  # left out, it is $TQDM_DISABLE's to say
+    bar = tqdm(total=episodes, desc=f"evaluate {task.env_name}", unit="episode", **shown)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         if environments is None:

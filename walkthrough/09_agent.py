@@ -5,7 +5,7 @@
 # train, and then 50 episodes in OGBench's MuJoCo environment: with control, without control, and the behaviour flow
 # alone.
 #
-# **Price**: 7 min on 2 cores (13 min of processor time), 1.8 GB of memory in each of two processes; once 2 min more for the data.
+# **Price**: 9 min on 2 cores (13 min of processor time), 2.1 GB of memory in each of two processes; once 2 min more for the data.
 #
 # **Writes**: pictures and a film to `runs/walkthrough/09_agent/`, runs to `runs/study/cpu/`, data to `data/120-episodes/`.
 # Stopped halfway, it goes on where it was; run again, it only draws.
