@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from tql import analysis
 from tql.attention import group_entropy
-from tql.critic import AbstractCritic, Critic
+from tql.critic import AbstractTransformerCritic, Critic
 
 N_S, N_A = 3, 5
 
 
-class Known(AbstractCritic):
+class Known(AbstractTransformerCritic):
     """A critic that is the function `q` of the action; its two heads differ by 2, their mean is `q`. Attention is given too."""
 
     q: Callable

@@ -85,9 +85,6 @@ class Sum(AbstractCritic):
     def __call__(self, s, a):
         return jnp.stack([self.w * jnp.sum(a)] * 2)
 
-    def with_attention(self, s, a):
-        raise NotImplementedError
-
 
 def noise(getkey):
     return Noise(*(jr.normal(getkey(), (N_A,)) for _ in range(2)), jnp.array(0.3), jr.normal(getkey(), (N_A,)))

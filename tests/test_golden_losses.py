@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from tql import loop
+from tql import loop, optimise
 from tql.checkpoint import critic_from_arrays, foreign_name
 from tql.config import ActorConfig, Config, ControlConfig, CriticConfig
 from tql.data import Batch
@@ -226,10 +226,10 @@ def test_decay_set(golden, optax_promotion):
 def test_the_update_check_sees_the_usual_mistakes(golden, x64, optax_promotion, monkeypatch, mutant):
     """With one thing done wrong, some leaf's change over two updates is off by far more than the tolerance above."""
     if mutant == "decay_every_matrix":
-        monkeypatch.setattr(loop, "decayed", lambda model: jax.tree.map(lambda x: x.ndim > 1, model))
+        monkeypatch.setattr(optimise, "decayed", lambda model: jax.tree.map(lambda x: x.ndim > 1, model))
     if mutant == "schedule_off_by_one":
-        right = loop.schedule
-        monkeypatch.setattr(loop, "schedule", lambda peak, c: lambda count: right(peak, c)(count + 1))
+        right = optimise.schedule
+        monkeypatch.setattr(optimise, "schedule", lambda peak, c: lambda count: right(peak, c)(count + 1))
     before = agent(golden, np.float64)
     update = eqx.filter_jit(lambda *args: loop.update_with_noise(*args))
     for k in range(2):

@@ -21,8 +21,9 @@ from tql.critic import Critic
 from tql.data import Batch
 from tql.entropy_controller import FixedPenalty, NoControl, SingleTemperature, TemperaturePerGroup, default_target
 from tql.evaluate import wilson
-from tql.flow_actor import MLP, Noise
+from tql.flow_actor import Noise
 from tql.linear import decayed
+from tql.mlp import MLP
 
 BATCH, N_S, N_A, LAYERS, HEADS, D_HEAD, ENSEMBLE, HIDDEN = 17, 11, 2, 3, 5, 7, 4, (19, 23)
 N, D_MODEL = 1 + N_S + N_A, HEADS * D_HEAD

@@ -13,7 +13,7 @@ import pytest
 
 from tql import portrait as portraits
 from tql.analysis import OFFSETS, SLICE
-from tql.critic import AbstractCritic
+from tql.critic import AbstractTransformerCritic
 from tql.data import Batch
 from tql.portrait import KEPT_PAIRS, MAPS_KEPT, PAIRS, Portrait, draw, draw_landscape, draw_map, load, numbers, probe_pairs, save, take
 
@@ -21,7 +21,7 @@ N_S, N_A, LAYERS, HEADS = 7, 5, 2, 6
 N = 1 + N_S + N_A
 
 
-class Known(AbstractCritic):
+class Known(AbstractTransformerCritic):
     """Q = constant + slope . a + curvature . a^2 + height sin(3 pi a_1) + 10 s_1, whatever the attention, which is sharpness(s) logits.
 
     Its numbers are arrays, so that all of these critics share one compilation.

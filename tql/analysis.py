@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tql.attention import row_entropy
-from tql.critic import AbstractCritic
+from tql.critic import AbstractCritic, AbstractTransformerCritic
 
 OFFSETS = np.linspace(-0.5, 0.5, 11)
 """The landscape's 11 offsets along each of its two action dimensions."""
@@ -95,7 +95,7 @@ def sensitivity(critic: AbstractCritic, s: Float[Array, " n_s"], a: Float[Array,
 
 
 def attention_maps(
-    critic: AbstractCritic, s: Float[Array, " n_s"], a: Float[Array, " n_a"]
+    critic: AbstractTransformerCritic, s: Float[Array, " n_s"], a: Float[Array, " n_a"]
 ) -> Float[Array, "layers heads n n"]:
     """Attention as probabilities: each row is one query and sums to 1. Rows and columns are `[VALUE]`, states, actions."""
     _, logits = critic.with_attention(s, a)
@@ -103,7 +103,7 @@ def attention_maps(
 
 
 def head_entropies(
-    critic: AbstractCritic, s: Float[Array, " n_s"], a: Float[Array, " n_a"]
+    critic: AbstractTransformerCritic, s: Float[Array, " n_s"], a: Float[Array, " n_a"]
 ) -> Float[Array, "layers heads 2"]:
     """Attention entropy, in nats, per layer, head and group: `[VALUE]`'s query, and the mean of all other queries.
 

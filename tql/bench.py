@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tql.config import ActorConfig, Config, CriticConfig
-from tql.critic import AbstractCritic, Critic
+from tql.critic import AbstractTransformerCritic, Critic
 from tql.data import Batch
 from tql.loop import Agent, initialise, train_chunk, update
 
@@ -32,7 +32,7 @@ ROWS = 100_000
 """Transitions of the synthetic dataset: the speed does not depend on what they are."""
 
 
-class PlainCritic(AbstractCritic):
+class PlainCritic(AbstractTransformerCritic):
     """The same critic by the plain route: every block whole, one row read at the end."""
 
     critic: Critic

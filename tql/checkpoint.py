@@ -19,9 +19,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from tql.config import Config
+from tql.agent import AbstractAgent, initialise
+from tql.config import TrainingConfig
 from tql.critic import Critic
-from tql.loop import Agent, initialise
+from tql.data import unknown_statistics
 from tql.whole_file import whole_file
 
 FORMAT = 1
@@ -41,25 +42,25 @@ def _raw(leaf: jax.Array) -> jax.Array:
     return jr.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-def save(path: Path, agent: Agent) -> None:
+def save(path: Path, agent: AbstractAgent) -> None:
     """Writes the agent to `path`: to a temporary file, flushed to the disk, then renamed."""
     archive = io.BytesIO()
     np.savez(archive, **named_arrays(agent))
-    about = {"step": int(agent.step), "n_s": agent.actor.n_s, "n_a": agent.actor.n_a, "config": asdict(agent.config)}
+    about = {"step": int(agent.step), "n_s": agent.n_s, "n_a": agent.n_a, "method": agent.config.method, "config": asdict(agent.config)}
     content = json.dumps(about).encode() + b"\n" + archive.getvalue()
     header = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest()}
     with whole_file(path) as file:
         file.write(json.dumps(header).encode() + b"\n" + content)
 
 
-def load(path: Path, config: Config) -> Agent:
+def load(path: Path, config: TrainingConfig) -> AbstractAgent:
     """The agent saved at `path`, for the settings `config`.
 
     Raises `CheckpointError` if the file is missing, cut short or altered, is of another format, or holds other arrays than an agent
     of these settings.
     """
     n_s, n_a, arrays = _parse(path, _read(path))
-    skeleton = eqx.filter_eval_shape(initialise, n_s, n_a, config)
+    skeleton = eqx.filter_eval_shape(initialise, n_s, n_a, config, unknown_statistics(n_a))
     leaves, structure = jax.tree_util.tree_flatten_with_path(skeleton)
     names = [jax.tree_util.keystr(keypath).lstrip(".") for keypath, leaf in leaves if _is_struct(leaf)]
     _same_names(path, set(arrays), set(names))

@@ -2,10 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -109,8 +109,11 @@ class ControlConfig:
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every setting of a run. The defaults are the paper's at its smallest size; `paper` sets what it chose for each domain."""
+class TrainingConfig:
+    """What every method needs to be told; each method's own settings are a subclass of it, in the method's file."""
+
+    method: ClassVar[str]
+    """The method's name in `METHODS`."""
 
     task: Positional[str]
     """OGBench's name of a single task, for example cube-double-play-singletask-task2-v0."""
@@ -123,20 +126,7 @@ class Config:
     discount: float = 0.99
     """gamma, per environment step."""
     tau: float = 0.005
-    """Rate of the target critic's moving average, per update."""
-    critic_lr: float = 1e-4
-    """Peak learning rate of the critic."""
-    actor_lr: float = 5e-4
-    """Peak learning rate of the flow and the policy."""
-    temperature_lr: float = 1e-4
-    """Peak learning rate of the logarithm of the temperatures."""
-    weight_decay: float = 0.01
-    """AdamW's decay of the matrices of blocks, Q heads and actors, as a fraction of the learning rate per update."""
-    warmup: int = 10_000
-    """Updates in which the learning rates rise from 1 % to 100 %; a cosine to 10 % follows."""
-    critic: CriticConfig = CriticConfig()
-    actor: ActorConfig = ActorConfig()
-    control: ControlConfig = ControlConfig()
+    """Rate of the target network's moving average, per update."""
     updates_per_call: int = 50
     """Updates per compiled chunk; must divide steps and the three intervals below. A signal is obeyed between chunks."""
     log_every: int = 1000
@@ -151,33 +141,110 @@ class Config:
     """Episodes to generate (a tenth more for validation) where the dataset is missing; OGBench's official number unless given."""
 
     def __post_init__(self):
-        """Raises `ValueError` for settings that cannot be run."""
+        """Raises `ValueError` for settings that cannot be run: every count at least 1, every rate at least 0 and finite."""
         Task.parse(self.task)
-        intervals = ("steps", "log_every", "checkpoint_every", "evaluate_every")
-        counts = {name: getattr(self, name) for name in (*intervals, "updates_per_call", "batch_size", "dataset_episodes")}
-        counts |= {"critic.d_model": self.critic.d_model, "critic.heads": self.critic.heads, "actor.flow_steps": self.actor.flow_steps}
-        for name, value in (*counts.items(), *(("actor.hidden", width) for width in self.actor.hidden)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        rates = {name: getattr(self, name) for name in ("seed", "warmup", "episodes", "weight_decay")}
-        rates |= {name: getattr(self, name) for name in ("critic_lr", "actor_lr", "temperature_lr")}
-        rates |= {"actor.alpha_bc": self.actor.alpha_bc, "control.coefficient": self.control.coefficient}
-        for name, value in rates.items():
-            if not 0 <= value < 2**32:
-                raise ValueError(f"{name} is {value}; it must be at least 0, and finite.")
-        for name in intervals:
-            if getattr(self, name) % self.updates_per_call:
-                raise ValueError(f"{name} {getattr(self, name)} is no multiple of updates_per_call {self.updates_per_call}; make it one.")
         if not 0 <= self.discount < 1 or not 0 < self.tau <= 1:
             raise ValueError(f"discount {self.discount} must lie in [0, 1) and tau {self.tau} in (0, 1].")
+        for name, value, counts in numbers_of(self):
+            if name in self.may_be_negative:
+                continue
+            least = 1 if counts and name not in ("seed", "episodes", "warmup") else 0
+            if not least <= value < 2**32:
+                raise ValueError(f"{name} is {value}; it must be at least {least}{'' if counts else ', and finite'}.")
+        for name in ("steps", "log_every", "checkpoint_every", "evaluate_every"):
+            if getattr(self, name) % self.updates_per_call:
+                raise ValueError(f"{name} {getattr(self, name)} is no multiple of updates_per_call {self.updates_per_call}; make it one.")
+
+    may_be_negative: ClassVar[tuple[str, ...]] = ()
+    """Settings of the subclass that may be below 0."""
+
+
+def numbers_of(config) -> Iterator[tuple[str, float, bool]]:
+    """Every number of a settings dataclass: its dotted name, its value, and whether it counts something (is an int)."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from ((f"{field.name}.{name}", number, counts) for name, number, counts in numbers_of(value))
+        else:
+            yield from ((field.name, leaf, "int" in str(field.type)) for leaf in leaves(value))
+
+
+def leaves(value) -> Iterator[float]:
+    """The numbers in nested tuples; names, switches and `None` are none."""
+    if isinstance(value, tuple):
+        for inner in value:
+            yield from leaves(inner)
+    elif not isinstance(value, (str, bool, type(None))):
+        yield value
+
+
+@dataclass(frozen=True)
+class ScheduledConfig(TrainingConfig):
+    """What methods trained with AdamW under a warm-up and a cosine add."""
+
+    weight_decay: float = 0.01
+    """AdamW's decay of the matrices of blocks, Q heads and actors, as a fraction of the learning rate per update."""
+    warmup: int = 10_000
+    """Updates in which the learning rates rise from 1 % to 100 %; a cosine to 10 % follows."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps <= 2 * self.warmup:
+            raise ValueError(f"steps {self.steps} leave no room for the cosine after a warm-up of {self.warmup}; use a shorter warm-up.")
+
+
+@dataclass(frozen=True)
+class Config(ScheduledConfig):
+    """Every setting of TQL. The defaults are the paper's at its smallest size; `paper` sets what it chose for each domain."""
+
+    method: ClassVar[str] = "tql"
+
+    critic_lr: float = 1e-4
+    """Peak learning rate of the critic."""
+    actor_lr: float = 5e-4
+    """Peak learning rate of the flow and the policy."""
+    temperature_lr: float = 1e-4
+    """Peak learning rate of the logarithm of the temperatures."""
+    critic: CriticConfig = CriticConfig()
+    actor: ActorConfig = ActorConfig()
+    control: ControlConfig = ControlConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
         target, layers = self.control.target, self.critic.layers
         if target is not None and len(target) != layers:
             raise ValueError(
                 f"the entropy target {target} has {len(target)} pairs for {layers} layers; give one pair ([VALUE], other tokens) per layer."
             )
-        if self.steps <= 2 * self.warmup:
-            raise ValueError(f"steps {self.steps} leave no room for the cosine after a warm-up of {self.warmup}; use a shorter warm-up.")
 
+
+METHODS = {
+    "tql": "tql.loop.Agent",
+    "bc": "tql.baselines.bc.BC",
+    "iql": "tql.baselines.iql.IQL",
+    "rebrac": "tql.baselines.rebrac.ReBRAC",
+    "fbrac": "tql.baselines.fbrac.FBRAC",
+    "ifql": "tql.baselines.ifql.IFQL",
+    "fql": "tql.baselines.fql.FQL",
+    "floq": "tql.baselines.floq.Floq",
+    "q-transformer": "tql.baselines.q_transformer.QTransformer",
+    "pac": "tql.baselines.pac.PAC",
+}
+"""Methods by name, each the `tql.agent.AbstractAgent` to import when it is asked for. A new method is a new line here."""
+
+
+POCKET = dict(
+    steps=18_000,
+    batch_size=64,
+    discount=0.97,
+    tau=0.02,
+    updates_per_call=100,
+    log_every=200,
+    checkpoint_every=2000,
+    evaluate_every=6000,
+    dataset_episodes=120,
+)
+"""What the `pocket` settings of all methods share: the updates, the data and the discount that 2 cores can train (see `cpu`)."""
 
 SIZES = {"0.4M": 128, "1M": 256, "7M": 512, "26M": 1024}
 """The paper's critics by their name: width d_model at two layers."""

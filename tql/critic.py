@@ -15,7 +15,7 @@ from tql.tokenizer import AbstractTokenizer, ScalarTokenizer
 
 
 class AbstractCritic(eqx.Module):
-    """The seam for other critics. `n` is 1 + n_s + n_a; `ensemble` is K; Q is the mean over the K heads wherever one number is needed."""
+    """The seam for other critics. `n` is 1 + n_s + n_a; `ensemble` is K, the number of values."""
 
     n: eqx.AbstractVar[int]
     ensemble: eqx.AbstractVar[int]
@@ -24,6 +24,10 @@ class AbstractCritic(eqx.Module):
     def __call__(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, " {self.ensemble}"]:
         """The K values of one pair (s, a), in units of discounted reward."""
         raise NotImplementedError
+
+
+class AbstractTransformerCritic(AbstractCritic):
+    """The seam for critics that attend: TQL controls what they show. Q is the mean over the K heads wherever one number is needed."""
 
     @abc.abstractmethod
     def with_attention(
@@ -50,7 +54,7 @@ class QHead(eqx.Module):
         return self.out(jax.nn.relu(self.hidden(x)))[0]
 
 
-class Critic(AbstractCritic):
+class Critic(AbstractTransformerCritic):
     """Tokenizer, `layers` blocks, a final norm, and K heads that all read the `[VALUE]` row (paper section 4).
 
     Only that row is read after the last block, so the last block computes its output (values mixed, output map, MLP) for it

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float64, PRNGKeyArray
 
 from tql.config import Task
 from tql.environment import make
@@ -70,6 +70,43 @@ def transitions(task: Task, arrays: dict[str, np.ndarray], environment) -> Batch
     )
 
 
+class DataStatistics(eqx.Module):
+    """What some methods need to know of the whole dataset."""
+
+    reward_low: Float[Array, ""]
+    reward_high: Float[Array, ""]
+    """Below 0 where no state of the dataset solves the task."""
+    action_low: Float[Array, " n_a"]
+    action_high: Float[Array, " n_a"]
+
+
+def statistics(data: Batch) -> DataStatistics:
+    """Extremes of the rewards, and of every action dimension."""
+    r, a = data.rewards, data.actions
+    return DataStatistics(jnp.min(r), jnp.max(r), jnp.min(a, axis=0), jnp.max(a, axis=0))
+
+
+def unknown_statistics(n_a: int) -> DataStatistics:
+    """Those of no dataset, for a skeleton whose arrays come from a checkpoint."""
+    return DataStatistics(jnp.zeros(()), jnp.zeros(()), jnp.zeros(n_a), jnp.zeros(n_a))
+
+
+def goes_on(data: Batch) -> Bool[np.ndarray, " batch"]:
+    """Whether the next row of the dataset is the next step of the same episode; false in an episode's last row, a cut in time."""
+    follows = np.all(np.asarray(data.observations[1:]) == np.asarray(data.next_observations[:-1]), axis=1)
+    return np.append(follows, False)
+
+
+def returns(
+    r: Float[np.ndarray, " batch"], m: Float[np.ndarray, " batch"], goes_on: Bool[np.ndarray, " batch"], discount: float
+) -> Float64[np.ndarray, " batch"]:
+    r"""$G_t = r_t + \gamma\,m_t\,G_{t+1}$, as far as the episode goes: what lies beyond its last row counts as 0."""
+    G = np.zeros(len(r) + 1)
+    for t in reversed(range(len(r))):
+        G[t] = r[t] + discount * m[t] * goes_on[t] * G[t + 1]
+    return G[:-1]
+
+
 def regression_to_returns(data: Batch, discount: float, horizon: int = 100) -> Batch:
     r"""The same pairs (s, a) with the return that followed as reward and nothing after it, so that the TD target is the return.
 
@@ -78,13 +115,9 @@ def regression_to_returns(data: Batch, discount: float, horizon: int = 100) -> B
     TD without bootstrapping: what is left of a finding under it does not come from bootstrapping. The last `horizon` steps of every
     episode are left out, for their returns are cut short (at discount 0.95, 100 steps leave an error of 0.6 % of the largest return).
     """
-    r, m = np.asarray(data.rewards, np.float64), np.asarray(data.masks, np.float64)
-    follows = np.all(np.asarray(data.observations[1:]) == np.asarray(data.next_observations[:-1]), axis=1)
-    G, steps_left = np.zeros(len(r) + 1), np.zeros(len(r) + 1, int)
-    for t in reversed(range(len(r))):
-        goes_on = t < len(r) - 1 and follows[t]
-        G[t] = r[t] + discount * m[t] * G[t + 1] * goes_on
-        steps_left[t] = 1 + steps_left[t + 1] * goes_on
-    kept = np.flatnonzero(steps_left[:-1] > horizon)
-    whole = eqx.tree_at(lambda b: (b.rewards, b.masks), data, (jnp.asarray(G[:-1], data.rewards.dtype), jnp.zeros_like(data.masks)))
+    continued = goes_on(data)
+    G = returns(np.asarray(data.rewards), np.asarray(data.masks), continued, discount)
+    steps_left = returns(np.ones(len(G)), np.ones(len(G)), continued, 1.0)
+    kept = np.flatnonzero(steps_left > horizon)
+    whole = eqx.tree_at(lambda b: (b.rewards, b.masks), data, (jnp.asarray(G, data.rewards.dtype), jnp.zeros_like(data.masks)))
     return jax.tree.map(lambda x: x[kept], whole)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tql.attention import NORM_EPS
 from tql.critic import AbstractCritic
-from tql.linear import Linear, glorot_uniform
+from tql.data import Batch
+from tql.mlp import MLP
 
 
 class Noise(eqx.Module):
@@ -47,7 +47,7 @@ class AbstractActor(eqx.Module):
     n_s: eqx.AbstractVar[int]
     n_a: eqx.AbstractVar[int]
     policies: eqx.AbstractClassVar[tuple[str, ...]]
-    """What is evaluated in the environment, of `run.POLICIES`; empty if there is nothing to act with."""
+    """What is evaluated in the environment, of `POLICIES`; empty if there is nothing to act with."""
 
     @abc.abstractmethod
     def act(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
@@ -69,24 +69,29 @@ class AbstractActor(eqx.Module):
         raise NotImplementedError
 
 
-class MLP(eqx.Module):
-    r"""Hidden layers $x \leftarrow \mathrm{LN}(\mathrm{gelu}(Wx + b))$ (the norm after the activation), then an affine map."""
+def velocity(
+    v: MLP, s: Float[Array, " n_s"], x: Float[Array, " n_a"], t: Float[Array, ""]
+) -> Float[Array, " n_a"]:
+    """$v(s, x_t, t)$: a network of state, point and time."""
+    return v(jnp.concatenate([s, x, t[None]]))
 
-    layers: tuple[Linear, ...]
-    norms: tuple[eqx.nn.LayerNorm, ...]
-    d_in: int = eqx.field(static=True)
-    d_out: int = eqx.field(static=True)
 
-    def __init__(self, d_in: int, d_out: int, hidden: tuple[int, ...], *, key: PRNGKeyArray):
-        sizes = zip((d_in, *hidden), (*hidden, d_out), jr.split(key, len(hidden) + 1))
-        self.layers = tuple(Linear(glorot_uniform, d, d_next, key=k) for d, d_next, k in sizes)
-        self.norms = tuple(eqx.nn.LayerNorm(d, eps=NORM_EPS) for d in hidden)
-        self.d_in, self.d_out = d_in, d_out
+def flow_matching(
+    v: MLP, s: Float[Array, " n_s"], a: Float[Array, " n_a"], x_0: Float[Array, " n_a"], t: Float[Array, ""]
+) -> Float[Array, ""]:
+    r"""With $x_1 = a$ and $x_t = (1-t)\,x_0 + t\,x_1$: $|v(s, x_t, t) - (x_1 - x_0)|^2$, a mean over action dimensions."""
+    x_1 = a
+    x_t = (1 - t) * x_0 + t * x_1
+    return jnp.mean((velocity(v, s, x_t, t) - (x_1 - x_0)) ** 2)
 
-    def __call__(self, x: Float[Array, " {self.d_in}"]) -> Float[Array, " {self.d_out}"]:
-        for layer, norm in zip(self.layers[:-1], self.norms):
-            x = norm(jax.nn.gelu(layer(x), approximate=True))
-        return self.layers[-1](x)
+
+def euler(v: MLP, s: Float[Array, " n_s"], z: Float[Array, " n_a"], N: int) -> Float[Array, " n_a"]:
+    r"""The flow's action from noise `z`: $x \leftarrow x + v(s, x, t)\,/\,N$ at $t = 0, 1/N, \dots, (N-1)/N$.
+
+    Only the result is clipped to [-1, 1], not the points on the way.
+    """
+    x, _ = jax.lax.scan(lambda x, t: (x + velocity(v, s, x, t) / N, None), z, jnp.arange(N) / N)
+    return jnp.clip(x, -1, 1)
 
 
 class FlowActor(AbstractActor):
@@ -99,30 +104,35 @@ class FlowActor(AbstractActor):
     n_s: int = eqx.field(static=True)
     n_a: int = eqx.field(static=True)
 
-    def __init__(self, n_s: int, n_a: int, *, hidden: tuple[int, ...], flow_steps: int = 10, key: PRNGKeyArray):
+    def __init__(
+        self,
+        n_s: int,
+        n_a: int,
+        *,
+        hidden: tuple[int, ...],
+        flow_steps: int = 10,
+        layer_norm: bool = True,
+        key: PRNGKeyArray,
+    ):
+        """TQL and PAC normalise the hidden layers of both networks; FQL and floq do not."""
         k_flow, k_one_step = jr.split(key)
-        self.flow = MLP(n_s + n_a + 1, n_a, hidden, key=k_flow)
-        self.one_step = MLP(n_s + n_a, n_a, hidden, key=k_one_step)
+        self.flow = MLP(n_s + n_a + 1, n_a, hidden, layer_norm=layer_norm, key=k_flow)
+        self.one_step = MLP(n_s + n_a, n_a, hidden, layer_norm=layer_norm, key=k_one_step)
         self.flow_steps, self.n_s, self.n_a = flow_steps, n_s, n_a
 
     def velocity(
         self, s: Float[Array, " {self.n_s}"], x: Float[Array, " {self.n_a}"], t: Float[Array, ""]
     ) -> Float[Array, " {self.n_a}"]:
         """$v(s, x_t, t)$."""
-        return self.flow(jnp.concatenate([s, x, t[None]]))
+        return velocity(self.flow, s, x, t)
 
     def mu(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
         """$\\mu(s, z)$, not clipped."""
         return self.one_step(jnp.concatenate([s, z]))
 
     def behaviour(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
-        r"""The flow's action from noise `z`: Euler, $x \leftarrow x + v(s, x, t)\,/\,N$ at $t = 0, 1/N, \dots, (N-1)/N$.
-
-        Only the result is clipped to [-1, 1], not the points on the way.
-        """
-        N = self.flow_steps
-        x, _ = jax.lax.scan(lambda x, t: (x + self.velocity(s, x, t) / N, None), z, jnp.arange(N) / N)
-        return jnp.clip(x, -1, 1)
+        """The flow's action from noise `z`, clipped to [-1, 1]."""
+        return euler(self.flow, s, z, self.flow_steps)
 
     def act(self, s: Float[Array, " {self.n_s}"], z: Float[Array, " {self.n_a}"]) -> Float[Array, " {self.n_a}"]:
         return jnp.clip(self.mu(s, z), -1, 1)
@@ -135,23 +145,21 @@ class FlowActor(AbstractActor):
     def losses(
         self, critic: AbstractCritic, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], noise: Noise
     ) -> ActorLosses:
-        r"""With $x_1 = a$, $x_t = (1-t)\,x_0 + t\,x_1$, student $\mu(s, z)$ and teacher $\mathrm{sg}(\mathrm{flow}(s, z))$:
+        r"""Flow matching, and with student $\mu(s, z)$ and teacher $\mathrm{sg}(\mathrm{flow}(s, z))$:
 
-        $$|v(s, x_t, t) - (x_1 - x_0)|^2, \qquad |\mu(s, z) - \mathrm{flow}(s, z)|^2, \qquad \bar Q(s, \mathrm{clip}(\mu(s, z)))$$
+        $$|\mu(s, z) - \mathrm{flow}(s, z)|^2, \qquad \bar Q(s, \mathrm{clip}(\mu(s, z)))$$
 
         Squares are means over action dimensions; $\bar Q$ is the mean of the K heads. The clip stops the gradient of the
         components outside [-1, 1].
         """
-        x_0, x_1, t = noise.x_0, a, noise.t
-        x_t = (1 - t) * x_0 + t * x_1
-        flow_matching = jnp.mean((self.velocity(s, x_t, t) - (x_1 - x_0)) ** 2)
+        matching = flow_matching(self.flow, s, a, noise.x_0, noise.t)
 
         student = self.mu(s, noise.z)
         teacher = jax.lax.stop_gradient(self.behaviour(s, noise.z))
         distillation = jnp.mean((student - teacher) ** 2)
 
         q = jnp.mean(critic(s, jnp.clip(student, -1, 1)))
-        return ActorLosses(flow_matching, distillation, q)
+        return ActorLosses(matching, distillation, q)
 
 
 class DatasetActor(AbstractActor):
@@ -177,3 +185,29 @@ class DatasetActor(AbstractActor):
         self, critic: AbstractCritic, s: Float[Array, " {self.n_s}"], a: Float[Array, " {self.n_a}"], noise: Noise
     ) -> ActorLosses:
         return ActorLosses(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+
+
+def actor_loss(
+    actor: AbstractActor, critic: AbstractCritic, batch: Batch, noise: Noise, alpha_bc: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    r"""$\text{flow matching} + \alpha_{bc}\,\text{distillation} - Q$, means over the batch. Moves the flow and the policy."""
+    parts = jax.vmap(lambda row, z: actor.losses(critic, row.observations, row.actions, z))(batch, noise)
+    parts = jax.tree.map(jnp.mean, parts)
+    loss = parts.flow_matching + alpha_bc * parts.distillation - parts.q
+    return loss, {"flow_loss": parts.flow_matching, "distillation_loss": parts.distillation, "actor_q": parts.q}
+
+
+def policy_action(
+    actor: AbstractActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray
+) -> Float[Array, " {actor.n_a}"]:
+    """The one-step policy's action with fresh noise, in training and evaluation alike (paper section 4)."""
+    return actor.act(s, jr.normal(key, (actor.n_a,)))
+
+
+def behaviour_action(actor: FlowActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray) -> Float[Array, " {actor.n_a}"]:
+    """The behaviour flow's action: what imitation alone would do."""
+    return actor.behaviour(s, jr.normal(key, (actor.n_a,)))
+
+
+POLICIES = {"policy": policy_action, "behaviour": behaviour_action}
+"""By the names that are recorded. All act on the same episodes with the same noise."""

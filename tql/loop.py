@@ -1,6 +1,7 @@
 r"""The agent's state, its three losses, one update (`update_with_noise`), and a chunk of updates in one compiled `scan`."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -9,10 +10,11 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
 from tql.attention import group_entropy
-from tql.config import Config
-from tql.critic import AbstractCritic, Critic
-from tql.data import Batch, sample
+from tql.config import PRESETS, Config, TrainingConfig
+from tql.critic import AbstractTransformerCritic, Critic
+from tql.data import Batch, DataStatistics, sample
 from tql.entropy_controller import (
     AbstractEntropyController,
     FixedPenalty,
@@ -21,17 +23,18 @@ from tql.entropy_controller import (
     TemperaturePerGroup,
     default_target,
 )
-from tql.flow_actor import AbstractActor, DatasetActor, FlowActor, Noise, draw_noise
-from tql.linear import decayed
-
-Metrics = dict[str, Array]
+from tql.flow_actor import POLICIES, AbstractActor, DatasetActor, FlowActor, Noise, actor_loss, draw_noise
+from tql.optimise import adamw, copy, descend, polyak, schedule, start
 
 
-class Agent(eqx.Module):
+class Agent(AbstractAgent):
     """All that training changes, and the settings that it obeys. One PyTree: what is saved, donated and scanned over."""
 
-    critic: AbstractCritic
-    target_critic: AbstractCritic
+    Config: ClassVar[type[TrainingConfig]] = Config
+    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = PRESETS
+
+    critic: AbstractTransformerCritic
+    target_critic: AbstractTransformerCritic
     actor: AbstractActor
     controller: AbstractEntropyController
     critic_state: optax.OptState
@@ -43,10 +46,40 @@ class Agent(eqx.Module):
     """Never changes; update number k draws from fold_in(key, k)."""
     config: Config = eqx.field(static=True)
 
+    @classmethod
+    def initialise(cls, n_s: int, n_a: int, config: TrainingConfig, statistics: DataStatistics) -> "Agent":
+        return initialise(n_s, n_a, config)
+
+    def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["Agent", Metrics]:
+        return update(self, batch, key)
+
+    def policy(self, name: str) -> Act:
+        return eqx.Partial(POLICIES[name], self.actor)
+
+    def about(self) -> dict:
+        """The entropy target in force, in nats, also where the configuration leaves it to the default."""
+        return {"target": self.controller.target}
+
+    def progress(self, line: dict) -> str:
+        pairs = zip(jnp.ravel(jnp.array(line["entropy"])), jnp.ravel(jnp.array(self.controller.target)))
+        return f"TD loss {line['td_loss']:.3g}, entropy/target " + " ".join(f"{h:.2f}/{t:.2f}" for h, t in pairs)
+
+    @property
+    def n_s(self) -> int:
+        return self.actor.n_s
+
+    @property
+    def n_a(self) -> int:
+        return self.actor.n_a
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return self.actor.policies
+
 
 def td_loss(
-    critic: AbstractCritic,
-    target_critic: AbstractCritic,
+    critic: AbstractTransformerCritic,
+    target_critic: AbstractTransformerCritic,
     actor: AbstractActor,
     discount: float,
     row: Batch,
@@ -63,8 +96,8 @@ def td_loss(
 
 
 def critic_loss(
-    critic: AbstractCritic,
-    target_critic: AbstractCritic,
+    critic: AbstractTransformerCritic,
+    target_critic: AbstractTransformerCritic,
     actor: AbstractActor,
     controller: AbstractEntropyController,
     batch: Batch,
@@ -87,59 +120,20 @@ def temperature_loss(
     return loss, {"temperature_loss": loss, "alpha": controller.alpha()}
 
 
-def actor_loss(
-    actor: AbstractActor, critic: AbstractCritic, batch: Batch, noise: Noise, alpha_bc: float
-) -> tuple[Float[Array, ""], Metrics]:
-    r"""$\text{flow matching} + \alpha_{bc}\,\text{distillation} - Q$, means over the batch. Moves the flow and the policy."""
-    parts = jax.vmap(lambda row, z: actor.losses(critic, row.observations, row.actions, z))(batch, noise)
-    parts = jax.tree.map(jnp.mean, parts)
-    loss = parts.flow_matching + alpha_bc * parts.distillation - parts.q
-    return loss, {"flow_loss": parts.flow_matching, "distillation_loss": parts.distillation, "actor_q": parts.q}
-
-
-def schedule(peak: float, config: Config) -> optax.Schedule:
-    """Learning rate by update: from 1 % of `peak` up to it in `warmup` updates, then a cosine down to 10 %.
-
-    As in the reference, the cosine ends one warm-up before the last update (990,000 of 1,000,000), and the rate stays flat.
-    """
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.01 * peak,
-        peak_value=peak,
-        warmup_steps=config.warmup,
-        decay_steps=config.steps - config.warmup,
-        end_value=0.1 * peak,
-    )
-
-
 def optimisers(
     config: Config,
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation, optax.GradientTransformation]:
     """Of the critic, the temperatures and the actor."""
     return (
-        optax.adamw(schedule(config.critic_lr, config), weight_decay=config.weight_decay, mask=decayed),
+        adamw(config.critic_lr, config),
         optax.adam(schedule(config.temperature_lr, config)),
-        optax.adamw(schedule(config.actor_lr, config), weight_decay=config.weight_decay, mask=decayed),
+        adamw(config.actor_lr, config),
     )
-
-
-def descend(
-    optimiser: optax.GradientTransformation, model: PyTree, grads: PyTree, state: optax.OptState
-) -> tuple[PyTree, optax.OptState]:
-    """One step of the optimiser."""
-    updates, state = optimiser.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
-    return eqx.apply_updates(model, updates), state
-
-
-def polyak(online: AbstractCritic, target: AbstractCritic, tau: float) -> AbstractCritic:
-    r"""$\bar\theta \leftarrow \tau\,\theta + (1 - \tau)\,\bar\theta$."""
-    theta, _ = eqx.partition(online, eqx.is_inexact_array)
-    theta_bar, rest = eqx.partition(target, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(lambda new, old: tau * new + (1 - tau) * old, theta, theta_bar), rest)
 
 
 def update(agent: Agent, batch: Batch, key: PRNGKeyArray) -> tuple[Agent, Metrics]:
     """One update of TQL from one batch."""
-    noise = jax.vmap(lambda k: draw_noise(agent.actor.n_a, key=k))(jr.split(key, batch.rewards.shape[0]))
+    noise = batch_noise(lambda k: draw_noise(agent.actor.n_a, key=k), key, batch)
     return update_with_noise(agent, batch, noise)
 
 
@@ -168,7 +162,7 @@ def update_with_noise(agent: Agent, batch: Batch, noise: Noise) -> tuple[Agent, 
 
 
 @eqx.filter_jit(donate="all-except-first")
-def train_chunk(dataset_and_updates: tuple[Batch, int], agent: Agent) -> tuple[Agent, Metrics]:
+def train_chunk(dataset_and_updates: tuple[Batch, int], agent: AbstractAgent) -> tuple[AbstractAgent, Metrics]:
     """A number of updates in one `scan`; every metric is stacked over them. The agent passed in is consumed (donated).
 
     Batches are drawn inside, uniformly with replacement, so nothing goes to the host within a chunk. Dataset and number come as one
@@ -180,25 +174,11 @@ def train_chunk(dataset_and_updates: tuple[Batch, int], agent: Agent) -> tuple[A
     def body(arrays: PyTree, _: None) -> tuple[PyTree, Metrics]:
         agent = eqx.combine(arrays, static)
         k_batch, k_update = jr.split(jr.fold_in(agent.key, agent.step))
-        agent, metrics = update(agent, sample(dataset, agent.config.batch_size, k_batch), k_update)
+        agent, metrics = agent.update(sample(dataset, agent.config.batch_size, k_batch), k_update)
         return eqx.filter(agent, eqx.is_array), metrics
 
     arrays, metrics = jax.lax.scan(body, arrays, None, length=updates)
     return eqx.combine(arrays, static), metrics
-
-
-class SeedKeys(NamedTuple):
-    """The keys that one seed stands for, each for one purpose."""
-
-    critic: PRNGKeyArray
-    actor: PRNGKeyArray
-    training: PRNGKeyArray
-    evaluation: PRNGKeyArray
-
-
-def seed_keys(seed: int) -> SeedKeys:
-    """All randomness of a run outside the simulator."""
-    return SeedKeys(*jr.split(jr.key(seed), 4))
 
 
 def initialise(n_s: int, n_a: int, config: Config) -> Agent:
@@ -206,14 +186,10 @@ def initialise(n_s: int, n_a: int, config: Config) -> Agent:
     keys = seed_keys(config.seed)
     c = config.critic
     critic = Critic(n_s, n_a, d_model=c.d_model, layers=c.layers, heads=c.heads, ensemble=c.ensemble, key=keys.critic)
-    # A copy, since a donated array must have one owner.
-    target_critic = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, critic)
+    target_critic = copy(critic)
     actor = make_actor(n_s, n_a, config, key=keys.actor)
     controller = make_controller(n_s, n_a, config)
-    states = (
-        optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-        for optimiser, model in zip(optimisers(config), (critic, controller, actor))
-    )
+    states = (start(optimiser, model) for optimiser, model in zip(optimisers(config), (critic, controller, actor)))
     return Agent(critic, target_critic, actor, controller, *states, jnp.zeros((), int), keys.training, config)
 
 

@@ -1,18 +1,22 @@
 """One picture of a run: losses, attention entropy and temperatures against their targets, Q, and success with its interval."""
 
+import math
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tql.config import Config, TrainingConfig
 from tql.evaluate import recorded, wilson
 from tql.run import RunError, read_metrics, read_settings
 
 GROUPS = ("[VALUE]", "other tokens")
 NO_POLICY = "no policy: the critic learns\nfrom the dataset's own actions"
-POLICY_LABELS = {"policy": "one-step policy", "behaviour": "behaviour flow alone"}
+LOSSES = {"td_loss": "TD", "flow_loss": "flow matching"}
+POLICY_LABELS = {"policy": "policy", "behaviour": "behaviour flow alone"}
 
 
 def plot(run: Path) -> Path:
@@ -25,19 +29,23 @@ def plot(run: Path) -> Path:
     steps = np.array([line["step"] for line in lines])
     metrics = {name: np.array([line[name] for line in lines]) for name in lines[0]}
 
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    axes = figure.subplots(2, 3)
-    c = config.critic
-    figure.suptitle(
-        f"{config.task}   |   critic {c.layers} x {c.d_model}, control: {config.control.kind}, seed {config.seed}   |   {run.name}"
-    )
-    draw_losses(axes[0, 0], steps, metrics)
-    draw_entropy(axes[0, 1], steps, metrics["entropy"], np.array(settings.target))
-    draw_temperatures(axes[0, 2], steps, metrics["alpha"])
-    draw_q(axes[1, 0], steps, metrics)
-    draw_actor(axes[1, 1], steps, metrics, config.actor.kind)
-    draw_success(axes[1, 2], recorded(run / "evaluation.jsonl"), config.actor.kind)
-    for axis in axes.flat:
+    panels = [partial(draw_losses, steps=steps, metrics=metrics)]
+    if settings.target:
+        panels.append(partial(draw_entropy, steps=steps, entropy=metrics["entropy"], target=np.array(settings.target)))
+        panels.append(partial(draw_temperatures, steps=steps, alpha=metrics["alpha"]))
+    if "q_mean" in metrics:
+        panels.append(partial(draw_q, steps=steps, metrics=metrics))
+    if "actor_q" in metrics:
+        panels.append(partial(draw_actor, steps=steps, metrics=metrics, acts=bool(settings.policies)))
+    panels.append(partial(draw_success, episodes=recorded(run / "evaluation.jsonl"), acts=bool(settings.policies)))
+
+    figure = Figure(figsize=(15, 4 * math.ceil(len(panels) / 3)), layout="constrained")
+    axes = figure.subplots(math.ceil(len(panels) / 3), min(3, len(panels)), squeeze=False)
+    figure.suptitle(f"{config.task}   |   {title(config)}, seed {config.seed}   |   {run.name}")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, draw in zip(axes.flat, panels):
+        draw(axis)
         axis.set_xlabel("gradient updates")
         axis.grid(alpha=0.3)
     out = run / "plot.png"
@@ -45,15 +53,23 @@ def plot(run: Path) -> Path:
     return out
 
 
+def title(config: TrainingConfig) -> str:
+    """The method, and for TQL what kind of critic."""
+    if not isinstance(config, Config):
+        return config.method
+    return f"critic {config.critic.layers} x {config.critic.d_model}, control: {config.control.kind}"
+
+
 def say(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
 
 
 def draw_losses(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
-    for name, label in (("td_loss", "TD"), ("flow_loss", "flow matching"), ("distillation_loss", "distillation")):
-        if np.any(metrics[name] > 0):
-            axis.plot(steps, metrics[name], label=label)
-    axis.set(title="losses", ylabel="mean squared error", yscale="log")
+    """Those that are never negative: attention, temperature and policy losses have no logarithm."""
+    for name, values in metrics.items():
+        if name.endswith("_loss") and name != "temperature_loss" and np.any(values > 0) and np.all(values >= 0):
+            axis.plot(steps, values, label=LOSSES.get(name, name.removesuffix("_loss")))
+    axis.set(title="losses", ylabel="mean of the losses", yscale="log")
     axis.legend()
 
 
@@ -86,19 +102,19 @@ def draw_q(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> Non
     axis.legend(fontsize="small")
 
 
-def draw_actor(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray], actor: str) -> None:
+def draw_actor(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray], acts: bool) -> None:
     axis.set(title="what the critic thinks that the policy gains", ylabel="discounted reward")
-    if actor == "dataset":
+    if not acts:
         return say(axis, NO_POLICY)
     axis.plot(steps, metrics["actor_q"] - metrics["q_mean"], label="Q(s, policy) - Q(s, data)")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.legend(fontsize="small")
 
 
-def draw_success(axis: Axes, episodes: list[dict], actor: str) -> None:
+def draw_success(axis: Axes, episodes: list[dict], acts: bool) -> None:
     axis.set(title="success (95 % Wilson interval)", ylabel="share of episodes", ylim=(-0.02, 1.02))
     if not episodes:
-        return say(axis, NO_POLICY if actor == "dataset" else "not evaluated yet")
+        return say(axis, "not evaluated yet" if acts else NO_POLICY)
     by_policy = defaultdict(lambda: defaultdict(list))
     for row in episodes:
         by_policy[row["policy"]][row["step"]].append(row["success"])

@@ -28,7 +28,7 @@ from tql.analysis import (
     sensitivity,
     turning_points,
 )
-from tql.critic import AbstractCritic
+from tql.critic import AbstractTransformerCritic
 from tql.data import Batch
 from tql.whole_file import whole_file
 
@@ -71,7 +71,7 @@ def probe_pairs(data: Batch) -> tuple[Float[Array, "pairs n_s"], Float[Array, "p
 
 @eqx.filter_jit
 def _look(
-    critic: AbstractCritic, s: Float[Array, "pairs n_s"], a: Float[Array, "pairs n_a"]
+    critic: AbstractTransformerCritic, s: Float[Array, "pairs n_s"], a: Float[Array, "pairs n_a"]
 ) -> tuple[Float[Array, "pairs 11 11"], Float[Array, "pairs n_a 41"], Float[Array, " pairs"], Float[Array, "pairs layers heads 2"]]:
     def one(s: Float[Array, " n_s"], a: Float[Array, " n_a"]):
         slices = jnp.stack([q_slice(critic, s, a, i) for i in range(a.shape[0])])
@@ -84,7 +84,7 @@ def _look(
 _maps = eqx.filter_jit(jax.vmap(attention_maps, in_axes=(None, 0, 0)))
 
 
-def take(critic: AbstractCritic, s: Float[Array, "pairs n_s"], a: Float[Array, "pairs n_a"]) -> Portrait:
+def take(critic: AbstractTransformerCritic, s: Float[Array, "pairs n_s"], a: Float[Array, "pairs n_a"]) -> Portrait:
     """Looks at a critic through these pairs. Raises `ValueError` for actions of less than two dimensions."""
     if a.shape[1] < 2:
         raise ValueError(f"a landscape needs two action dimensions; these actions have {a.shape[1]}.")

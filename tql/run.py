@@ -18,27 +18,22 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import equinox as eqx
 import jax
-import jax.random as jr
 import numpy as np
 from beartype.roar import BeartypeException
-from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
 from tql import checkpoint
-from tql.config import ActorConfig, Config, ControlConfig, CriticConfig, Task
-from tql.data import Batch, load
+from tql.agent import AbstractAgent, initialise, method_class, seed_keys
+from tql.config import Task, TrainingConfig
+from tql.data import Batch, load, statistics
 from tql.environment import WorkerError
 from tql.evaluate import Episode, Policy, as_policy, record, recorded, run_episodes
-from tql.flow_actor import AbstractActor, FlowActor
-from tql.loop import Agent, initialise, seed_keys, train_chunk
+from tql.loop import train_chunk
 from tql.validate import sha256
 from tql.whole_file import whole_file
 
 KEPT_CHECKPOINTS = 2
-
-Settable = Config | CriticConfig | ActorConfig | ControlConfig
 
 
 class RunError(RuntimeError):
@@ -60,23 +55,26 @@ class Diverged(RunError):
 class Settings:
     """What `config.json` says of a run."""
 
-    config: Config
+    config: TrainingConfig
     dataset: Path
     dataset_sha256: str
-    target: tuple[tuple[float, float], ...]
-    """The entropy target in force, in nats, also where the configuration leaves it to the default."""
+    target: tuple[tuple[float, float], ...] | None
+    """TQL's entropy target in force, in nats, also where the configuration leaves it to the default; no other method has one."""
+    policies: tuple[str, ...]
+    """What the agent can act with; empty if nothing."""
     versions: dict[str, str]
 
 
-def write_settings(run: Path, agent: Agent, dataset: Path) -> None:
+def write_settings(run: Path, agent: AbstractAgent, dataset: Path) -> None:
     """Everything that determines the run, and what it ran on."""
     content = {
+        "method": agent.config.method,
         "config": asdict(agent.config),
+        "policies": agent.policies,
         "dataset": {"file": str(dataset.resolve()), "sha256": sha256(dataset)},
-        "target": agent.controller.target,
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,
-    }
+    } | agent.about()
     with whole_file(run / "config.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
@@ -90,12 +88,12 @@ def read_settings(run: Path) -> Settings:
     """Raises `RunError` if `run` is no run directory."""
     try:
         content = json.loads((run / "config.json").read_text())
-        target = tuple(tuple(pair) for pair in content["target"])
         return Settings(
-            config_from_dict(content["config"]),
+            config_from_dict(content["config"], content.get("method", "tql")),
             Path(content["dataset"]["file"]),
             content["dataset"]["sha256"],
-            target,
+            _as_tuples(content.get("target")),
+            tuple(content.get("policies", ("policy",))),
             {name: content["versions"][name] for name in _versions()},
         )
     except (FileNotFoundError, NotADirectoryError):
@@ -104,22 +102,25 @@ def read_settings(run: Path) -> Settings:
         raise RunError(f"{run / 'config.json'}: is damaged or of another version of tql ({error}).") from error
 
 
-def config_from_dict(content: dict) -> Config:
-    """The inverse of `dataclasses.asdict` after a trip through JSON."""
-    control = content["control"]
-    target = None if control["target"] is None else tuple(tuple(pair) for pair in control["target"])
-    return Config(
-        **content
-        | {
-            "critic": CriticConfig(**content["critic"]),
-            "actor": ActorConfig(**content["actor"] | {"hidden": tuple(content["actor"]["hidden"])}),
-            "control": ControlConfig(**control | {"target": target}),
-        }
-    )
+def config_from_dict(content: dict, method: str = "tql") -> TrainingConfig:
+    """The inverse of `dataclasses.asdict` after a trip through JSON, for the settings of that method."""
+    return _from_dict(method_class(method).Config, content)
 
 
-def differences(ours: Settable, theirs: Settable) -> list[str]:
-    """Settings that differ, as `name: ours instead of theirs`."""
+def _from_dict(settings: type, content: dict):
+    inner = {field.name: field.type for field in fields(settings) if is_dataclass(field.type)}
+    return settings(**{name: _from_dict(inner[name], x) if name in inner else _as_tuples(x) for name, x in content.items()})
+
+
+def _as_tuples(value):
+    """JSON's lists as the tuples that they were."""
+    return tuple(_as_tuples(x) for x in value) if isinstance(value, list) else value
+
+
+def differences(ours, theirs) -> list[str]:
+    """Settings (of one dataclass) that differ, as `name: ours instead of theirs`."""
+    if type(ours) is not type(theirs):
+        return [f"method: {ours.method} instead of {theirs.method}"]
     found = []
     for field in fields(ours):
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
@@ -135,7 +136,7 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("step-*.checkpoint"), reverse=True)
 
 
-def newest_agent(run: Path, config: Config) -> Agent | None:
+def newest_agent(run: Path, config: TrainingConfig) -> AbstractAgent | None:
     """From the newest checkpoint that is whole; a damaged one is named on stderr and passed over. None if there is none."""
     for path in checkpoints(run):
         try:
@@ -145,7 +146,7 @@ def newest_agent(run: Path, config: Config) -> Agent | None:
     return None
 
 
-def _save(run: Path, agent: Agent) -> None:
+def _save(run: Path, agent: AbstractAgent) -> None:
     bad = [name for name, array in checkpoint.named_arrays(agent).items() if not np.all(np.isfinite(array))]
     if bad:
         raise Diverged(f"NaN or Inf in {', '.join(bad[:3])} after {int(agent.step)} updates; the last good checkpoint is {_last(run)}.")
@@ -172,7 +173,7 @@ def read_metrics(run: Path) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            row["step"], row["td_loss"]
+            row["step"], row["time"]
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{path}, line {number}: is no line of metrics. Mend or remove that line.") from None
         rows.append(row)
@@ -194,7 +195,7 @@ def _forget_after(run: Path, step: int) -> None:
 # ---- training --------------------------------------------------------------------------------------------------------------
 
 
-def start(config: Config, dataset: Path, run: Path, data: Batch | None = None) -> tuple[Agent, Batch]:
+def start(config: TrainingConfig, dataset: Path, run: Path, data: Batch | None = None) -> tuple[AbstractAgent, Batch]:
     """A fresh agent and its data; makes the run directory. Raises `RunError` if there is something in it.
 
     `data` is the training part of `dataset` where the caller has loaded it already.
@@ -203,15 +204,19 @@ def start(config: Config, dataset: Path, run: Path, data: Batch | None = None) -
         raise RunError(f"{run}: exists and is not empty; continue it with --resume or choose another directory with --out.")
     if data is None:
         data, _ = load(Task.parse(config.task), dataset)
-    agent = initialise(data.observations.shape[1], data.actions.shape[1], config)
+    agent = _fresh(config, data)
     run.mkdir(parents=True, exist_ok=True)
     write_settings(run, agent, dataset)
-    return agent, data
+    return agent, agent.prepare(data, config)
+
+
+def _fresh(config: TrainingConfig, data: Batch) -> AbstractAgent:
+    return initialise(data.observations.shape[1], data.actions.shape[1], config, statistics(data))
 
 
 def resume(
-    run: Path, task: Task, asked: Config | None, dataset: Path | None = None, data: Batch | None = None
-) -> tuple[Agent, Batch]:
+    run: Path, task: Task, asked: TrainingConfig | None, dataset: Path | None = None, data: Batch | None = None
+) -> tuple[AbstractAgent, Batch]:
     """The agent of the newest whole checkpoint, or a fresh one if none was written, and the data it was trained on.
 
     `dataset` is where the dataset is now, if it was moved, and `data` its training part, if the caller has loaded it already.
@@ -237,12 +242,12 @@ def resume(
     if agent is None and checkpoints(run):
         raise RunError(f"{run}: none of its checkpoints can be used; move them away to train it again from update 0.")
     if agent is None:
-        agent = initialise(data.observations.shape[1], data.actions.shape[1], settings.config)
+        agent = _fresh(settings.config, data)
     _forget_after(run, int(agent.step))
-    return agent, data
+    return agent, agent.prepare(data, settings.config)
 
 
-def trained_agent(run: Path) -> Agent:
+def trained_agent(run: Path) -> AbstractAgent:
     """The newest whole checkpoint of a run. Raises `RunError` if there is none."""
     agent = newest_agent(run, read_settings(run).config)
     if agent is None:
@@ -250,7 +255,7 @@ def trained_agent(run: Path) -> Agent:
     return agent
 
 
-def agent_at(run: Path, step: int) -> Agent:
+def agent_at(run: Path, step: int) -> AbstractAgent:
     """The checkpoint after `step` updates. Raises `RunError` if it is not there, and `checkpoint.CheckpointError` if it is damaged."""
     path = run / _checkpoint_name(step)
     if not path.exists():
@@ -260,14 +265,14 @@ def agent_at(run: Path, step: int) -> Agent:
 
 
 def train(
-    agent: Agent,
+    agent: AbstractAgent,
     data: Batch,
     run: Path,
     *,
     workers: int,
     until: int | None = None,
-    look: Callable[[Agent], None] | None = None,
-) -> Agent:
+    look: Callable[[AbstractAgent], None] | None = None,
+) -> AbstractAgent:
     """Trains to `config.steps` updates, with metrics, checkpoints and evaluations on the way.
 
     `until`, a multiple of `checkpoint_every`, ends it earlier, on the same schedule. `look(agent)` is called once a checkpoint is on
@@ -285,7 +290,7 @@ def train(
         while True:
             # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
             evaluation_due = step == config.steps or (step > 0 and step % config.evaluate_every == 0)
-            if evaluation_due and config.episodes and agent.actor.policies:
+            if evaluation_due and config.episodes and agent.policies:
                 bar.clear()
                 evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
             if step in (config.steps, until):
@@ -299,7 +304,7 @@ def train(
                 line = {"step": step} | {name: x.mean(axis=0).tolist() for name, x in metrics.items()}
                 log.write(json.dumps(line | {"time": time.time()}) + "\n")
                 log.flush()
-                bar.set_postfix_str(_postfix(line, agent))
+                bar.set_postfix_str(agent.progress(line))
             # Before an evaluation too: it is long, and a signal may end it.
             if step % config.checkpoint_every == 0 or step % config.evaluate_every == 0 or step == config.steps or stop:
                 os.fsync(log.fileno())
@@ -323,12 +328,7 @@ def _check_finite(run: Path, first: int, metrics: dict[str, np.ndarray]) -> None
         )
 
 
-def _postfix(line: dict, agent: Agent) -> str:
-    pairs = zip(np.ravel(line["entropy"]), np.ravel(agent.controller.target))
-    return f"TD loss {line['td_loss']:.3g}, entropy/target " + " ".join(f"{h:.2f}/{t:.2f}" for h, t in pairs)
-
-
-def _bar(agent: Agent) -> tqdm:
+def _bar(agent: AbstractAgent) -> tqdm:
     done, total = int(agent.step), agent.config.steps
     return tqdm(desc="train", total=total, initial=done, unit="update", dynamic_ncols=True, smoothing=0.05)
 
@@ -349,37 +349,21 @@ def _signals() -> Iterator[list[str]]:
 # ---- acting ----------------------------------------------------------------------------------------------------------------
 
 
-def policy_action(
-    actor: AbstractActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray
-) -> Float[Array, " {actor.n_a}"]:
-    """The one-step policy's action with fresh noise, in training and evaluation alike (paper section 4)."""
-    return actor.act(s, jr.normal(key, (actor.n_a,)))
-
-
-def behaviour_action(actor: FlowActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray) -> Float[Array, " {actor.n_a}"]:
-    """The behaviour flow's action: what imitation alone would do."""
-    return actor.behaviour(s, jr.normal(key, (actor.n_a,)))
-
-
-POLICIES = {"policy": policy_action, "behaviour": behaviour_action}
-"""By the names that are recorded. All act on the same episodes with the same noise."""
-
-
-def wave_policy(agent: Agent, name: str) -> Policy:
+def wave_policy(agent: AbstractAgent, name: str) -> Policy:
     """The policy of that name for waves of episodes. Raises `RunError` for an agent without one."""
     _check_can_act(agent)
-    if name not in agent.actor.policies:
-        raise RunError(f"there is no policy '{name}'; choose one of {', '.join(agent.actor.policies)}.")
-    return as_policy(eqx.Partial(POLICIES[name], agent.actor), seed_keys(agent.config.seed).evaluation)
+    if name not in agent.policies:
+        raise RunError(f"there is no policy '{name}'; choose one of {', '.join(agent.policies)}.")
+    return as_policy(agent.policy(name), seed_keys(agent.config.seed).evaluation)
 
 
-def _check_can_act(agent: Agent) -> None:
-    if not agent.actor.policies:
+def _check_can_act(agent: AbstractAgent) -> None:
+    if not agent.policies:
         raise RunError("this run trained a critic only (actor.kind = dataset): it has no policy to act with.")
 
 
 def evaluate(
-    agent: Agent, run: Path, *, episodes: int, workers: int, stop: Sequence[str] = ()
+    agent: AbstractAgent, run: Path, *, episodes: int, workers: int, stop: Sequence[str] = ()
 ) -> dict[str, list[Episode]]:
     """Episodes of every policy in the real environment, appended to `evaluation.jsonl`; those already there are not run again.
 
@@ -388,7 +372,7 @@ def evaluate(
     _check_can_act(agent)
     config, step, file = agent.config, int(agent.step), run / "evaluation.jsonl"
     results = {}
-    for name in agent.actor.policies:
+    for name in agent.policies:
         policy = _interruptible(wave_policy(agent, name), stop)
         if len(episodes_of(recorded(file), step, name)) < episodes:
             task = Task.parse(config.task)

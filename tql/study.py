@@ -162,6 +162,8 @@ def analyse(run: Path, step: int | None = None, dataset: Path | None = None) -> 
     """
     settings = runs.read_settings(run)
     agent = runs.trained_agent(run) if step is None else runs.agent_at(run, step)
+    if not isinstance(agent, Agent):
+        raise runs.RunError(f"{run}: is a run of {settings.config.method}; only TQL's critic has attention to look at.")
     _, validation = load(Task.parse(settings.config.task), dataset or settings.dataset)
     portrait = take(agent.critic, *probe_pairs(validation))
     found, out = numbers(portrait), run / f"analysis-{int(agent.step):09d}"

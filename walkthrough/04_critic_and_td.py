@@ -24,7 +24,7 @@ from beartype import beartype
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
 from tql.config import ActorConfig, Config, ControlConfig, CriticConfig
-from tql.critic import AbstractCritic, Critic
+from tql.critic import AbstractTransformerCritic, Critic
 from tql.data import Batch
 from tql.loop import Agent, descend, initialise, optimisers, polyak, update
 from tql.workspace import pictures
@@ -94,7 +94,7 @@ ALL = stack(PROCESSES.values())
 
 
 # %%
-def follow(online: AbstractCritic, target: AbstractCritic, tau: Float[Array, ""]) -> AbstractCritic:
+def follow(online: AbstractTransformerCritic, target: AbstractTransformerCritic, tau: Float[Array, ""]) -> AbstractTransformerCritic:
     mix = lambda new, old: tau * new + (1 - tau) * old if eqx.is_inexact_array(new) else old
     return jax.tree.map(mix, online, target)
 
@@ -160,11 +160,11 @@ fig.savefig(PICTURES / "processes.png", dpi=110)
 # %% [markdown]
 # ## What the five are for: the first column that fails names the suspect
 # A check that cannot fail is worth nothing. So we break the learner in six ways. Five bugs are done to the data on
-# their way in, and one is a critic of the form $Q = f(s) + g(a)$, which comes in through the seam `AbstractCritic`.
+# their way in, and one is a critic of the form $Q = f(s) + g(a)$, which comes in through the seam `AbstractTransformerCritic`.
 
 
 # %%
-class Additive(AbstractCritic):
+class Additive(AbstractTransformerCritic):
     """$Q(s, a) = f(s) + g(a)$: two critics that never see each other's input."""
 
     f: Critic

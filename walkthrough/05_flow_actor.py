@@ -91,9 +91,6 @@ class Tilt(AbstractCritic):
     def __call__(self, s, a):
         return self.kappa * jnp.sum(a)[None]
 
-    def with_attention(self, s, a):
-        return self(s, a), jnp.zeros((1, 1, self.n, self.n))
-
 
 def loss_of(actor: FlowActor, critic: AbstractCritic, s, a, noise: Noise, alpha_bc):
     parts = jax.vmap(lambda s, a, z: actor.losses(critic, s, a, z))(s, a, noise)
@@ -458,9 +455,6 @@ fig.savefig(PICTURES / "two_dimensions.png", dpi=110)
 #
 #     def __call__(self, s, a):
 #         return -jnp.sum(a**2)[None]
-#
-#     def with_attention(self, s, a):
-#         return self(s, a), jnp.zeros((1, 1, self.n, self.n))
 #
 # bowl, _ = train(sweep_start, Bowl(), sweep_keys, jnp.asarray(ALPHAS, jnp.float32), draw_1d)
 # print(dict(zip(ALPHAS, np.abs(flow_and_policy(bowl, Z)[1]).mean(axis=(1, 2)).round(3))))

@@ -1,0 +1,246 @@
+r"""floq (flow-matching critic): Q is the end point of a learned flow in one dimension, so compute can be spent by integrating longer.
+
+Networks, two members each: the velocity $\psi_k(s, a, z, t)$ of the value flow, with an average $\bar\psi_k$, and MLP critics $Q_k(s, a)$
+without one, distilled from it to guide the actor. The actor is FQL's. It acts with $\mathrm{clip}(\mu(s, z))$. Settings: from floq's code
+and the TQL authors' fork of it (four hidden layers everywhere). As in the code, time enters as the single number cos t, where the floq
+paper speaks of 64 Fourier features; sums over copies in the loss of $\psi$, means elsewhere. Doubt: which size the published column is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
+from tql.config import POCKET, Task, TrainingConfig
+from tql.critic import AbstractCritic
+from tql.data import Batch, DataStatistics
+from tql.flow_actor import POLICIES, FlowActor, actor_loss, draw_noise
+from tql.mlp import MLP, MLPCritic
+from tql.optimise import copy, descend, polyak, start
+
+EDGES, SIGMA_IN_BINS, MARGIN = 51, 16.0, 0.01
+
+
+@dataclass(frozen=True)
+class FloqConfig(TrainingConfig):
+    """Settings of floq; `paper` sets what differs by domain."""
+
+    method: ClassVar[str] = "floq"
+
+    lr: float = 3e-4
+    """Learning rate of all networks."""
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of the flow actor, in channels."""
+    critic_hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of the distilled critics, in channels."""
+    velocity_hidden: tuple[int, ...] = (320, 320, 320, 320)
+    """Widths of the hidden layers of the value flow; the scaling study has 320, 512, 1536, 2944."""
+    flow_steps: int = 10
+    """Euler steps of the behaviour flow."""
+    critic_flow_steps: int = 8
+    """Euler steps of the value flow (K)."""
+    copies: int = 8
+    """Start values per transition (n)."""
+    coverage: float = 0.1
+    """Start values are uniform over this share of the range of returns (c)."""
+    alpha_bc: float = 300.0
+    """Weight of the actor's distillation loss against Q."""
+
+
+def paper(task: str) -> FloqConfig:
+    """The paper's settings."""
+    return FloqConfig(task=task, alpha_bc=1000.0 if Task.parse(task).domain.startswith("puzzle") else 300.0)
+
+
+def pocket(task: str) -> FloqConfig:
+    """For 2 cores: half the copies and steps, and a narrow value flow."""
+    widths = dict(hidden=(256, 256, 256), critic_hidden=(256, 256, 256), velocity_hidden=(128, 128))
+    return replace(paper(task), **POCKET, **widths, lr=1e-3, flow_steps=5, critic_flow_steps=4, copies=4, alpha_bc=10.0)
+
+
+class ValueFlow(eqx.Module):
+    r"""The velocities $\psi_k(s, a, z, t)$: MLPs with layer norm of $[s, a, h(z), \cos t]$."""
+
+    members: tuple[MLP, ...]
+    ensemble: int = eqx.field(static=True)
+
+    def __init__(self, n_s: int, n_a: int, hidden: tuple[int, ...], *, ensemble: int = 2, key: PRNGKeyArray):
+        self.members = tuple(MLP(n_s + n_a + EDGES, 1, hidden, key=k) for k in jr.split(key, ensemble))
+        self.ensemble = ensemble
+
+    def __call__(
+        self, s: Float[Array, " n_s"], a: Float[Array, " n_a"], h: Float[Array, "{self.ensemble} bins"], t: Float[Array, ""]
+    ) -> Float[Array, " {self.ensemble}"]:
+        """Every member at a point of its own, given by its encoding h."""
+        inputs = [jnp.concatenate([s, a, h_k, jnp.cos(t)[None]]) for h_k in h]
+        return jnp.concatenate([member(x) for member, x in zip(self.members, inputs, strict=True)])
+
+
+def edges(data: DataStatistics, discount: float) -> Float[Array, " edges"]:
+    r"""$b_0, \dots, b_{50}$, evenly from $(r_{lo} - 0.01)/(1-\gamma)$ to $(r_{hi} + 0.01)/(1-\gamma)$, of the dataset's rewards."""
+    return jnp.linspace((data.reward_low - MARGIN) / (1 - discount), (data.reward_high + MARGIN) / (1 - discount), EDGES)
+
+
+def encode(z: Float[Array, ""], b: Float[Array, " edges"]) -> Float[Array, " edges-1"]:
+    r"""$h(z)$: how much of a Gaussian around z, of 16 bins' width, lies in each bin.
+
+    $$c_k = \mathrm{erf}\big((b_k - z) / (\sqrt2\,\sigma)\big), \qquad h_k = (c_{k+1} - c_k) / (c_{50} - c_0)$$
+    """
+    sigma = SIGMA_IN_BINS * (b[1] - b[0])
+    c = jax.lax.erf((b - z) / (jnp.sqrt(2.0) * sigma))
+    return (c[1:] - c[:-1]) / (c[-1] - c[0])
+
+
+def integrate(
+    psi: ValueFlow, s: Float[Array, " n_s"], a: Float[Array, " n_a"], z: Float[Array, ""], b: Float[Array, " edges"], K: int
+) -> Float[Array, " {psi.ensemble}"]:
+    r"""$\Phi_k(s, a, z)$: Euler, $z_k \leftarrow z_k + \psi_k(s, a, z_k, i/K)/K$ for $i = 0, \dots, K-1$, every member from the same z."""
+
+    def step(z: Float[Array, " members"], t: Float[Array, ""]) -> tuple[Float[Array, " members"], None]:
+        h = jax.vmap(lambda z: encode(z, b))(z)
+        return z + psi(s, a, h, t) / K, None
+
+    z, _ = jax.lax.scan(step, jnp.broadcast_to(z, (psi.ensemble,)), jnp.arange(K) / K)
+    return z
+
+
+class FloqNoise(eqx.Module):
+    """What is random in one copy of a transition: the next action's noise, the start values z' of the target and z, and the time."""
+
+    next_action: Float[Array, "*batch n_a"]
+    z_next: Float[Array, "*batch"]
+    z: Float[Array, "*batch"]
+    t: Float[Array, "*batch"]
+
+
+def draw_copies(copies: int, n_a: int, data: DataStatistics, discount: float, coverage: float, *, key: PRNGKeyArray) -> FloqNoise:
+    r"""Noise for the copies of one transition; $z, z' \sim U(l, u)$ with $l = c\,r_{lo}/(1-\gamma)$ and $u = c\,r_{hi}/(1-\gamma)$."""
+    k_action, k_next, k_z, k_t = jr.split(key, 4)
+    l, u = coverage * data.reward_low / (1 - discount), coverage * data.reward_high / (1 - discount)
+    uniform = lambda k: l + (u - l) * jr.uniform(k, (copies,))
+    return FloqNoise(jr.normal(k_action, (copies, n_a)), uniform(k_next), uniform(k_z), jr.uniform(k_t, (copies,)))
+
+
+def flow_target(
+    target_psi: ValueFlow, actor: FlowActor, row: Batch, noise: FloqNoise, b: Float[Array, " edges"], discount: float, K: int
+) -> Float[Array, ""]:
+    r"""One y per transition: $y = \langle r + \gamma\,m\,\frac1E \sum_k \bar\Phi_k(s', a'_j, z'_j) \rangle_j$ over the copies j, $a'_j =
+    \mathrm{clip}(\mu(s', \cdot))$.
+    """
+
+    def one(epsilon: Float[Array, " n_a"], z: Float[Array, ""]) -> Float[Array, ""]:
+        a_next = actor.act(row.next_observations, epsilon)
+        return jnp.mean(integrate(target_psi, row.next_observations, a_next, z, b, K))
+
+    return row.rewards + discount * row.masks * jnp.mean(jax.vmap(one)(noise.next_action, noise.z_next))
+
+
+def velocity_loss(
+    psi: ValueFlow,
+    target_psi: ValueFlow,
+    actor: FlowActor,
+    batch: Batch,
+    noise: FloqNoise,
+    b: Float[Array, " edges"],
+    discount: float,
+    K: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""With $x_j = (1 - t_j)\,z_j + t_j\,y$: $\langle \sum_j (\psi_k(s, a, x_j, t_j) - (y - z_j))^2 \rangle$, a sum over copies.
+
+    A mean over members and batch. Moves the value flow alone; also returns the mean of y.
+    """
+
+    def one(row: Batch, noise: FloqNoise) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        y = flow_target(target_psi, actor, row, noise, b, discount, K)
+
+        def of_copy(z: Float[Array, ""], t: Float[Array, ""]) -> Float[Array, ""]:
+            x = (1 - t) * z + t * y
+            h = jnp.broadcast_to(encode(x, b), (psi.ensemble, EDGES - 1))
+            return jnp.mean((psi(row.observations, row.actions, h, t) - (y - z)) ** 2)
+
+        return jnp.sum(jax.vmap(of_copy)(noise.z, noise.t)), y
+
+    loss, y = jax.vmap(one)(batch, noise)
+    return jnp.mean(loss), jnp.mean(y)
+
+
+def distillation_loss(
+    critic: AbstractCritic, psi: ValueFlow, batch: Batch, noise: FloqNoise, b: Float[Array, " edges"], K: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""$\langle (Q_k(s, a) - \hat q)^2 \rangle$ with $\hat q = \langle \Phi_k(s, a, z_j) \rangle_{k,j}$. Moves the critic alone; also
+    returns the mean of Q.
+    """
+
+    def one(row: Batch, noise: FloqNoise) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        q_hat = jnp.mean(jax.vmap(lambda z: integrate(psi, row.observations, row.actions, z, b, K))(noise.z))
+        Q = critic(row.observations, row.actions)
+        return jnp.mean((Q - q_hat) ** 2), jnp.mean(Q)
+
+    loss, Q = jax.vmap(one)(batch, noise)
+    return jnp.mean(loss), jnp.mean(Q)
+
+
+class Floq(AbstractAgent):
+    """The state of its training."""
+
+    Config: ClassVar[type[TrainingConfig]] = FloqConfig
+    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
+    policies: ClassVar[tuple[str, ...]] = ("policy",)
+
+    psi: ValueFlow
+    target_psi: ValueFlow
+    critic: MLPCritic
+    actor: FlowActor
+    psi_state: optax.OptState
+    critic_state: optax.OptState
+    actor_state: optax.OptState
+    statistics: DataStatistics
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    n_s: int = eqx.field(static=True)
+    n_a: int = eqx.field(static=True)
+    config: FloqConfig = eqx.field(static=True)
+
+    @classmethod
+    def initialise(cls, n_s: int, n_a: int, config: FloqConfig, statistics: DataStatistics) -> "Floq":
+        keys = seed_keys(config.seed)
+        k_psi, k_critic = jr.split(keys.critic)
+        psi = ValueFlow(n_s, n_a, config.velocity_hidden, key=k_psi)
+        critic = MLPCritic(n_s, n_a, config.critic_hidden, key=k_critic)
+        actor = FlowActor(n_s, n_a, hidden=config.hidden, flow_steps=config.flow_steps, layer_norm=False, key=keys.actor)
+        states = (start(optax.adam(config.lr), model) for model in (psi, critic, actor))
+        step = jnp.zeros((), int)
+        return cls(psi, copy(psi), critic, actor, *states, copy(statistics), step, keys.training, n_s, n_a, config)
+
+    def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["Floq", Metrics]:
+        c, adam, K = self.config, optax.adam(self.config.lr), self.config.critic_flow_steps
+        k_copies, k_actor = jr.split(key)
+        draw = lambda k: draw_copies(c.copies, self.n_a, self.statistics, c.discount, c.coverage, key=k)
+        noise, actor_noise = batch_noise(draw, k_copies, batch), batch_noise(lambda k: draw_noise(self.n_a, key=k), k_actor, batch)
+        b = edges(self.statistics, c.discount)
+        with_aux = lambda loss: eqx.filter_value_and_grad(loss, has_aux=True)
+        (of_psi, y), psi_grads = with_aux(velocity_loss)(self.psi, self.target_psi, self.actor, batch, noise, b, c.discount, K)
+        (of_critic, q), critic_grads = with_aux(distillation_loss)(self.critic, self.psi, batch, noise, b, K)
+        (_, actor_metrics), actor_grads = with_aux(actor_loss)(self.actor, self.critic, batch, actor_noise, c.alpha_bc)
+
+        psi, psi_state = descend(adam, self.psi, psi_grads, self.psi_state)
+        critic, critic_state = descend(adam, self.critic, critic_grads, self.critic_state)
+        actor, actor_state = descend(adam, self.actor, actor_grads, self.actor_state)
+        target_psi = polyak(self.psi, self.target_psi, c.tau)
+
+        agent = replace(
+            self,
+            **{"psi": psi, "target_psi": target_psi, "critic": critic, "actor": actor, "step": self.step + 1},
+            **{"psi_state": psi_state, "critic_state": critic_state, "actor_state": actor_state},
+        )
+        return agent, {"velocity_loss": of_psi, "critic_loss": of_critic, "target_mean": y, "q_mean": q} | actor_metrics
+
+    def policy(self, name: str) -> Act:
+        return eqx.Partial(POLICIES[name], self.actor)

@@ -1,0 +1,252 @@
+r"""PAC (Perceiver Actor-Critic; Springenberg et al. 2024) as the TQL authors ran it: its critic, with the actor of FQL.
+
+Critic: the state's scalars are tokens; learned latents read them by cross-attention and then attend to each other; a query made of the
+action reads the latents; a categorical distribution over values comes out. $Q = \sum_i p_i z_i$. One critic, no ensemble, with an average
+$\bar p$. The actor is FQL's with layer norm. It acts with $\mathrm{clip}(\mu(s, z))$. Settings: from the authors' fork of floq. v_min is
+theirs and lies above the smallest return of scene, puzzle-3x3 and puzzle-4x4, so bad states share the lowest value there; `--v-min` is
+free to take -k/(1 - gamma). Doubts: 32 latents (fork) or 16 (their repository); cube-single was never published. Departures: the
+original's policy head over discrete actions, without a loss in the authors' version, is left out; position vectors are not decayed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
+from tql.attention import D_HEAD, NORM_EPS, Block, SoftmaxAttention
+from tql.config import POCKET, ScheduledConfig, Task, TrainingConfig
+from tql.critic import AbstractCritic
+from tql.data import Batch, DataStatistics
+from tql.flow_actor import POLICIES, FlowActor, Noise, actor_loss, draw_noise
+from tql.linear import Linear, lecun_normal
+from tql.optimise import adamw, copy, descend, polyak, start
+
+
+@dataclass(frozen=True)
+class PACConfig(ScheduledConfig):
+    """Settings of PAC; `paper` sets what differs by domain."""
+
+    method: ClassVar[str] = "pac"
+    may_be_negative: ClassVar[tuple[str, ...]] = ("v_min",)
+
+    weight_decay: float = 0.001
+    """AdamW's decay of the matrices, as a fraction of the learning rate per update."""
+    critic_lr: float = 1e-4
+    """Peak learning rate of the critic."""
+    actor_lr: float = 5e-4
+    """Peak learning rate of the flow and the policy."""
+    d_model: int = 160
+    """Width of the critic, in channels; the scaling study has 80, 160, 320, 640."""
+    latents: int = 32
+    """Learned latent tokens."""
+    latent_blocks: int = 2
+    """Self-attention blocks of the latents."""
+    v_min: float = -200.0
+    """Smallest value of the support, whose values are 1 apart and end at 0."""
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of the flow and of the policy, in channels."""
+    flow_steps: int = 10
+    """Euler steps of the behaviour flow."""
+    alpha_bc: float = 300.0
+    """Weight of the distillation loss against Q."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.v_min < 0 and self.v_min == int(self.v_min)):
+            raise ValueError(f"v_min is {self.v_min}; it must be a whole number below 0, for the values are 1 apart and end at 0.")
+
+
+def paper(task: str) -> PACConfig:
+    """The paper's settings."""
+    domain = Task.parse(task).domain
+    v_min = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0}.get(domain, -300.0)
+    return PACConfig(task=task, v_min=v_min, alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
+
+
+def pocket(task: str) -> PACConfig:
+    """For 2 cores; v_min is the smallest return at that discount."""
+    rates = dict(critic_lr=1e-3, actor_lr=1e-3, warmup=300)
+    return replace(
+        paper(task), **POCKET, **rates, d_model=32, latents=8, v_min=-34.0, hidden=(256, 256, 256), flow_steps=5, alpha_bc=10.0
+    )
+
+
+class CrossBlock(eqx.Module):
+    r"""$y = x + \mathrm{Attention}(\mathrm{LN}_1(x), \mathrm{LN}_2(c))$, then $y + \mathrm{MLP}(\mathrm{LN}_3(y))$: rows x read a context
+    c.
+    """
+
+    query_norm: eqx.nn.LayerNorm
+    context_norm: eqx.nn.LayerNorm
+    mlp_norm: eqx.nn.LayerNorm
+    attention: SoftmaxAttention
+    mlp_in: Linear
+    mlp_out: Linear
+    d_model: int = eqx.field(static=True)
+
+    def __init__(self, d_model: int, heads: int, *, key: PRNGKeyArray):
+        k_attention, k_in, k_out = jr.split(key, 3)
+        self.query_norm, self.context_norm, self.mlp_norm = (eqx.nn.LayerNorm(d_model, eps=NORM_EPS) for _ in range(3))
+        self.attention = SoftmaxAttention(d_model, heads, key=k_attention)
+        self.mlp_in = Linear(lecun_normal, d_model, 4 * d_model, key=k_in)
+        self.mlp_out = Linear(lecun_normal, 4 * d_model, d_model, key=k_out)
+        self.d_model = d_model
+
+    def __call__(self, x: Float[Array, "m {self.d_model}"], c: Float[Array, "n {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
+        queries, context = jax.vmap(self.query_norm)(x), jax.vmap(self.context_norm)(c)
+        y = x + self.attention.mix(self.attention.logits(queries, context), context)
+        h = jax.vmap(self.mlp_norm)(y)
+        return y + self.mlp_out(jax.nn.gelu(self.mlp_in(h), approximate=True))
+
+
+class PerceiverCritic(AbstractCritic):
+    """State tokens, latents that read them, an action query that reads the latents, logits over the support."""
+
+    state_map: Linear
+    positions: Float[Array, "n_s d_model"]
+    latents: Float[Array, "latents d_model"]
+    encode: CrossBlock
+    latent_blocks: tuple[Block, ...]
+    latent_norm: eqx.nn.LayerNorm
+    action_map: Linear
+    action_query: Linear
+    query_norm: eqx.nn.LayerNorm
+    decode: CrossBlock
+    out_norm: eqx.nn.LayerNorm
+    hidden: Linear
+    out: Linear
+    v_min: float = eqx.field(static=True)
+    n: int = eqx.field(static=True)
+    ensemble: int = eqx.field(static=True)
+
+    def __init__(self, n_s: int, n_a: int, *, d_model: int, latents: int, latent_blocks: int, v_min: float, key: PRNGKeyArray):
+        keys = jr.split(key, 11)
+        heads = max(1, d_model // D_HEAD)
+        self.state_map = Linear(lecun_normal, 1, d_model, key=keys[0])
+        self.positions = 0.02 * jr.normal(keys[1], (n_s, d_model))
+        self.latents = 0.02 * jr.normal(keys[2], (latents, d_model))
+        self.encode = CrossBlock(d_model, heads, key=keys[3])
+        self.latent_blocks = tuple(
+            Block(SoftmaxAttention(d_model, heads, key=k_a), key=k_b)
+            for k_a, k_b in zip(jr.split(keys[4], latent_blocks), jr.split(keys[5], latent_blocks))
+        )
+        self.action_map = Linear(lecun_normal, 1, d_model, key=keys[6])
+        self.action_query = Linear(lecun_normal, n_a * d_model, d_model, key=keys[7])
+        self.decode = CrossBlock(d_model, heads, key=keys[8])
+        self.latent_norm, self.query_norm, self.out_norm = (eqx.nn.LayerNorm(d_model, eps=NORM_EPS) for _ in range(3))
+        self.hidden = Linear(lecun_normal, d_model, d_model // 2, key=keys[9])
+        self.out = Linear(lecun_normal, d_model // 2, 1 - int(v_min), key=keys[10])
+        self.v_min, self.n, self.ensemble = v_min, 1 + n_s + n_a, 1
+
+    @property
+    def support(self) -> Float[Array, " values"]:
+        """$z_i$: v_min, v_min + 1, ..., 0, in discounted reward."""
+        return self.v_min + jnp.arange(1 - int(self.v_min), dtype=self.latents.dtype)
+
+    def logits(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, " values"]:
+        """Of the distribution over the support."""
+        tokens = self.state_map(s[:, None]) + self.positions
+        x = self.encode(self.latents, tokens)
+        for block in self.latent_blocks:
+            x, _ = block(x)
+        latents = jax.vmap(self.latent_norm)(x)
+        query = self.query_norm(self.action_query(self.action_map(a[:, None]).reshape(-1)))
+        read = self.decode(query[None], latents)[0]
+        return self.out(jax.nn.gelu(self.hidden(self.out_norm(read)), approximate=True))
+
+    def __call__(self, s: Float[Array, " n_s"], a: Float[Array, " {self.n}-1-n_s"]) -> Float[Array, " {self.ensemble}"]:
+        r"""$Q = \sum_i p_i z_i$."""
+        return jnp.sum(jax.nn.softmax(self.logits(s, a)) * self.support)[None]
+
+
+def project(
+    p: Float[Array, " values"], z: Float[Array, " values"], r: Float[Array, ""], discount: Float[Array, ""]
+) -> Float[Array, " values"]:
+    r"""The distribution of $r + \gamma z$ on the same support: each $p_i$ is shared between the two values next to where it lands.
+
+    $$Tz_i = \mathrm{clip}(r + \gamma z_i), \qquad p^{target}_j = \sum_i p_i\,\max(0,\, 1 - |Tz_i - z_j|)$$
+
+    The values are 1 apart, so the weights of one $p_i$ are those of linear interpolation; they sum to 1. `discount` holds the mask.
+    """
+    Tz = jnp.clip(r + discount * z, z[0], z[-1])
+    shares = jnp.maximum(0, 1 - jnp.abs(Tz[:, None] - z[None, :]))
+    return jnp.sum(p[:, None] * shares, axis=0)
+
+
+def critic_loss(
+    critic: PerceiverCritic, target_critic: PerceiverCritic, actor: FlowActor, batch: Batch, noise: Noise, discount: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""With $a' = \mathrm{clip}(\mu(s', z'))$: $-\langle \sum_i p^{target}_i \log p_i(s, a) \rangle$, $p^{target}$ projected from $\bar
+    p(s', a')$. In nats.
+
+    Moves the critic alone; also returns the mean of Q.
+    """
+
+    def one(row: Batch, z: Noise) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        a_next = actor.act(row.next_observations, z.next_action)
+        p_next = jax.nn.softmax(target_critic.logits(row.next_observations, a_next))
+        p_target = project(p_next, critic.support, row.rewards, discount * row.masks)
+        log_p = jax.nn.log_softmax(critic.logits(row.observations, row.actions))
+        return -jnp.sum(p_target * log_p), jnp.sum(jnp.exp(log_p) * critic.support)
+
+    loss, Q = jax.vmap(one)(batch, noise)
+    return jnp.mean(loss), jnp.mean(Q)
+
+
+class PAC(AbstractAgent):
+    """The state of its training."""
+
+    Config: ClassVar[type[TrainingConfig]] = PACConfig
+    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
+    policies: ClassVar[tuple[str, ...]] = ("policy",)
+
+    critic: PerceiverCritic
+    target_critic: PerceiverCritic
+    actor: FlowActor
+    critic_state: optax.OptState
+    actor_state: optax.OptState
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    n_s: int = eqx.field(static=True)
+    n_a: int = eqx.field(static=True)
+    config: PACConfig = eqx.field(static=True)
+
+    @classmethod
+    def initialise(cls, n_s: int, n_a: int, config: PACConfig, statistics: DataStatistics) -> "PAC":
+        keys, c = seed_keys(config.seed), config
+        critic = PerceiverCritic(
+            n_s, n_a, d_model=c.d_model, latents=c.latents, latent_blocks=c.latent_blocks, v_min=c.v_min, key=keys.critic
+        )
+        actor = FlowActor(n_s, n_a, hidden=c.hidden, flow_steps=c.flow_steps, key=keys.actor)
+        states = start(adamw(c.critic_lr, c), critic), start(adamw(c.actor_lr, c), actor)
+        return cls(critic, copy(critic), actor, *states, jnp.zeros((), int), keys.training, n_s, n_a, config)
+
+    def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["PAC", Metrics]:
+        c = self.config
+        noise = batch_noise(lambda k: draw_noise(self.n_a, key=k), key, batch)
+        (of_critic, q), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
+            self.critic, self.target_critic, self.actor, batch, noise, c.discount
+        )
+        (_, actor_metrics), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
+            self.actor, self.critic, batch, noise, c.alpha_bc
+        )
+        critic, critic_state = descend(adamw(c.critic_lr, c), self.critic, critic_grads, self.critic_state)
+        actor, actor_state = descend(adamw(c.actor_lr, c), self.actor, actor_grads, self.actor_state)
+        target_critic = polyak(self.critic, self.target_critic, c.tau)
+
+        agent = replace(
+            self,
+            **{"critic": critic, "target_critic": target_critic, "actor": actor, "step": self.step + 1},
+            **{"critic_state": critic_state, "actor_state": actor_state},
+        )
+        return agent, {"cross_entropy_loss": of_critic, "q_mean": q} | actor_metrics
+
+    def policy(self, name: str) -> Act:
+        return eqx.Partial(POLICIES[name], self.actor)
