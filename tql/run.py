@@ -108,12 +108,13 @@ def config_from_dict(content: dict) -> Config:
     """The inverse of `dataclasses.asdict` after a trip through JSON."""
     control = content["control"]
     target = None if control["target"] is None else tuple(tuple(pair) for pair in control["target"])
+    clip = tuple(control.get("clip", ControlConfig.clip))  # missing in runs from before it existed
     return Config(
         **content
         | {
             "critic": CriticConfig(**content["critic"]),
             "actor": ActorConfig(**content["actor"] | {"hidden": tuple(content["actor"]["hidden"])}),
-            "control": ControlConfig(**control | {"target": target}),
+            "control": ControlConfig(**control | {"target": target, "clip": clip}),
         }
     )
 
