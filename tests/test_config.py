@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import ogbench  # noqa: F401  (registers its environments)
 import pytest
@@ -13,7 +14,7 @@ from gymnasium.envs.registration import registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tql.config import PRESETS, ActorConfig, Config, ControlConfig, CriticConfig, Task, task_names
+from tql.config import PRESETS, ActorConfig, Config, ControlConfig, CriticConfig, Task, Variant, task_names
 from tql.entropy_controller import default_target
 from tql.run import config_from_dict, differences
 
@@ -99,6 +100,7 @@ def test_any_other_text_is_refused_with_a_name_that_exists(text):
         (dict(actor=ActorConfig(hidden=(16, 0))), "actor.hidden is 0"),
         (dict(actor=ActorConfig(alpha_bc=-1.0)), "actor.alpha_bc is -1.0; it must be at least 0"),
         (dict(control=ControlConfig(coefficient=math.inf)), "control.coefficient is inf; it must be at least 0, and finite"),
+        (dict(control=ControlConfig(clip=(1.0, 0.5))), r"control.clip is \(1.0, 0.5\); give the least temperature first"),
         (dict(seed=-1), "seed is -1; it must be at least 0"),
         (dict(warmup=-1), "warmup is -1"),
         (dict(critic_lr=-1e-4), "critic_lr is -0.0001"),
@@ -125,10 +127,13 @@ def test_settings_at_their_limits_are_taken():
 
 
 pairs = st.tuples(st.floats(0.1, 3), st.floats(0.1, 3))
-critics = st.fixed_dictionaries(dict(d_model=st.integers(1, 4096), layers=st.integers(1, 4), heads=st.none() | st.integers(1, 32)))
+sizes = dict(d_model=st.integers(1, 4096), layers=st.integers(1, 4), heads=st.none() | st.integers(1, 32))
+critics = st.fixed_dictionaries(sizes | dict(variant=st.sampled_from(get_args(Variant))))
 actors = st.fixed_dictionaries(dict(kind=st.sampled_from(["flow", "dataset"]), hidden=st.lists(st.integers(1, 600), max_size=4).map(tuple)))
 targets = st.none() | st.lists(pairs, min_size=1, max_size=3).map(tuple)
-controls = st.fixed_dictionaries(dict(kind=st.sampled_from(["none", "fixed", "single", "tql"]), target=targets))
+kinds = ["none", "fixed", "single", "tql", "clipped", "signed"]
+clips = st.tuples(st.floats(-100, 0), st.floats(0, 100))
+controls = st.fixed_dictionaries(dict(kind=st.sampled_from(kinds), target=targets, clip=clips))
 others = st.fixed_dictionaries(dict(seed=st.integers(0, 2**31), tau=st.floats(1e-6, 1), critic_lr=st.floats(1e-9, 1)))
 
 
@@ -145,7 +150,8 @@ def test_settings_come_back_from_json(critic, actor, control, other):
 def test_every_difference_is_named(name):
     config = Config(task=CUBE)
     value = getattr(config, name)
-    changed = replace(config, **{name: value / 2 if isinstance(value, float) else 25 if name == "updates_per_call" else (value or 0) + 50})
+    other = {"updates_per_call": 25, "aggregate": "min"}.get(name)
+    changed = replace(config, **{name: other or (value / 2 if isinstance(value, float) else (value or 0) + 50)})
     assert differences(changed, config) == [f"{name}: {getattr(changed, name)} instead of {value}"]
     assert differences(config, config) == []
 

@@ -202,7 +202,7 @@ def test_a_target_is_a_pair(wrong):
         inspect.unwrap(check_target)(((1.0, 1.0), wrong), N)
 
 
-@pytest.mark.parametrize("kind", ["none", "fixed", "single", "tql"])
+@pytest.mark.parametrize("kind", ["none", "fixed", "single", "tql", "clipped", "signed"])
 def test_one_pair_per_layer(kind):
     make = lambda target: loop.make_controller(7, 3, with_target(kind, target))
     with pytest.raises(ValueError, match="has 2 pairs for 3 layers"):

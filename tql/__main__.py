@@ -2,14 +2,15 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
-from tql.config import EXPECTED, PRESETS, Config, Task
+from tql.config import EXPECTED, METHODS, PRESETS, Task, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,19 @@ class Data:
         print(f"dataset {path}, manifest {path.with_suffix('.json')}")
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train TQL on a task, evaluate it in the real environment and plot the run."""
+Settings = TypeVar("Settings", bound=TrainingConfig)
 
-    config: Annotated[Config, arg(name="")]
-    preset: str = "cpu"
-    """Where the settings start from; other options override them. cpu, cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M."""
+
+@dataclass(frozen=True)
+class Train(Generic[Settings]):
+    """Train TQL or another method on a task, evaluate it in the real environment and plot the run."""
+
+    config: Annotated[Settings, arg(name="")]
+    method: str = "tql"
+    """What to train: tql, bc, iql, rebrac, fbrac, ifql, fql, floq, q-transformer, pac."""
+    preset: str = ""
+    """Where the settings start from; other options override them. TQL has cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
+    paper-1M, paper-7M, paper-26M; every other method has pocket (unless given) and paper."""
     out: Path | None = None
     """Run directory; runs/TASK-PRESET-seedN unless given."""
     data: Path | None = None
@@ -64,7 +71,8 @@ class Train:
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: at least 1 process is needed.")
         task = Task.parse(self.config.task)
-        run = self.out or Path("runs") / f"{task.single_task_name}-{self.preset}-seed{self.config.seed}"
+        name = self.preset if self.method == "tql" else f"{self.method}-{self.preset}"
+        run = self.out or Path("runs") / f"{task.single_task_name}-{name}-seed{self.config.seed}"
         dataset = self.data or Path("data") / f"{task.dataset_name}.npz"
         from tql import run as runs
 
@@ -81,8 +89,8 @@ class Train:
         self.report(run, agent)
 
     def changed(self) -> bool:
-        """Whether the command line asks for other settings than the default preset's."""
-        return self.preset != Train.preset or self.config != PRESETS[self.preset](self.config.task)
+        """Whether the command line asks for other settings than the default preset's of TQL."""
+        return self.config != PRESETS["cpu"](self.config.task)
 
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""
@@ -91,11 +99,11 @@ class Train:
         from tql.run import episodes_of
 
         print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}\nepisodes: {run / 'evaluation.jsonl'}")
-        for policy, label in (("policy", "one-step policy"), ("behaviour", "behaviour flow alone")):
+        for policy, label in (("policy", "policy"), ("behaviour", "behaviour flow alone")):
             if episodes := episodes_of(recorded(run / "evaluation.jsonl"), int(agent.step), policy):
                 print(f"{label}: {summary(episodes)}")
         for (preset, task), expected in EXPECTED.items():
-            if replace(agent.config, seed=0) == PRESETS[preset](task):
+            if agent.config.method == "tql" and replace(agent.config, seed=0) == PRESETS[preset](task):
                 print(f"what to expect: {expected}")
 
 
@@ -194,19 +202,35 @@ class Bench:
 
 
 def train_defaults(arguments: list[str]) -> Train:
-    """The settings of the task (the first argument) and of the preset that `--preset` names; raises `ValueError` for wrong names."""
+    """The settings of the task (the first argument), of `--method` and of `--preset`; raises `ValueError` for wrong names."""
     task = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if task is None and not {"-h", "--help"} & set(arguments):
         raise ValueError("give the task first: tql train TASK [options], for example tql train cube-double-play-singletask-task2-v0.")
-    preset = Train.preset
-    for option, value in zip(arguments, [*arguments[1:], ""]):
-        if option == "--preset":
-            preset = value
-        elif option.startswith("--preset="):
-            preset = option.removeprefix("--preset=")
-    if preset not in PRESETS:
-        raise ValueError(f"there is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
-    return Train(PRESETS[preset](task or "cube-double-play-singletask-v0"), preset=preset)
+    method = option(arguments, "--method") or Train.method
+    presets = presets_of(method)
+    preset = option(arguments, "--preset") or next(iter(presets))
+    if preset not in presets:
+        raise ValueError(f"there is no preset '{preset}' of {method}; choose one of {', '.join(presets)}.")
+    return Train(presets[preset](task or "cube-double-play-singletask-v0"), method=method, preset=preset)
+
+
+def presets_of(method: str) -> dict[str, Callable[[str], TrainingConfig]]:
+    """Those of a method; TQL's need no jax. Raises `ValueError` for a method that there is not."""
+    if method == "tql":
+        return PRESETS
+    if method not in METHODS:
+        raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}.")
+    from tql.agent import method_class
+
+    return method_class(method).presets
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """What stands after `name` on the command line, or behind `name=`."""
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        if word == name or word.startswith(f"{name}="):
+            return following if word == name else word.removeprefix(f"{name}=")
+    return None
 
 
 COMMANDS = {"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "analyse": Analyse, "bench": Bench}
@@ -217,7 +241,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         if arguments[:1] == ["train"]:
-            tyro.cli(Train, args=arguments[1:], prog="tql train", default=train_defaults(arguments[1:]))()
+            defaults = train_defaults(arguments[1:])
+            tyro.cli(Train[type(defaults.config)], args=arguments[1:], prog="tql train", default=defaults)()
         else:
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="tql", args=arguments)()
     except KeyboardInterrupt:

@@ -7,12 +7,12 @@ serves any of them. `config.METHODS` names them; a new one is a file and a line 
 import abc
 import importlib
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from tql.config import METHODS, TrainingConfig
 from tql.data import Batch, DataStatistics
@@ -43,12 +43,12 @@ class AbstractAgent(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def initialise(cls, n_s: int, n_a: int, config: TrainingConfig, statistics: DataStatistics) -> Self:
+    def initialise(cls, n_s: int, n_a: int, config: TrainingConfig, statistics: DataStatistics) -> "AbstractAgent":
         """A fresh agent for states of size `n_s` and actions of size `n_a`, determined by `config.seed` and the dataset."""
         raise NotImplementedError
 
     @abc.abstractmethod
-    def update(self, batch: Batch, key: PRNGKeyArray) -> tuple[Self, Metrics]:
+    def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["AbstractAgent", Metrics]:
         """The agent after one gradient update of all its networks, and numbers to log (losses end in `_loss`)."""
         raise NotImplementedError
 
@@ -98,6 +98,6 @@ def seed_keys(seed: int) -> SeedKeys:
     return SeedKeys(*jr.split(jr.key(seed), 4))
 
 
-def batch_noise(draw: Callable[[PRNGKeyArray], Array], key: PRNGKeyArray, batch: Batch) -> Array:
+def batch_noise(draw: Callable[[PRNGKeyArray], PyTree], key: PRNGKeyArray, batch: Batch) -> PyTree:
     """`draw(key)` for every row of a batch, each with a key of its own."""
     return jax.vmap(draw)(jr.split(key, batch.rewards.shape[0]))

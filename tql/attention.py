@@ -1,4 +1,4 @@
-r"""Multi-head self-attention that returns its logits, the entropy of its rows, and the pre-norm block (paper section 4).
+r"""Multi-head self-attention that returns its logits, the entropy of its rows, and the block around it (paper section 4).
 
 Attention is split where the paper looks at it. `logits` says how much each query wants each key; `mix` turns logits into an
 output. Whoever wants the attention of all rows but the output of one (the critic's last block) asks for just that.
@@ -20,6 +20,9 @@ D_HEAD = 32
 
 NORM_EPS = 1e-6
 """Flax's LayerNorm epsilon; Equinox's default is 1e-5 (the difference moves Q by 1e-4)."""
+
+Norm = eqx.nn.LayerNorm | eqx.nn.RMSNorm
+"""What may normalise one row: `LayerNorm`, or `RMSNorm` in a variant."""
 
 
 class AbstractAttention(eqx.Module):
@@ -71,8 +74,7 @@ class SoftmaxAttention(AbstractAttention):
     def logits(
         self, queries: Float[Array, "m {self.d_model}"], x: Float[Array, "n {self.d_model}"]
     ) -> Float[Array, "{self.heads} m n"]:
-        q = self._split(self.query(queries))
-        k = self._split(self.key(x))
+        q, k = self.queries_and_keys(queries, x)
         return jnp.einsum("mhd,nhd->hmn", q, k) / math.sqrt(self.d_model // self.heads)
 
     def mix(
@@ -81,6 +83,12 @@ class SoftmaxAttention(AbstractAttention):
         v = self._split(self.value(x))
         read = jnp.einsum("hmn,nhd->mhd", jax.nn.softmax(logits), v)
         return self.out(read.reshape(-1, self.d_model))
+
+    def queries_and_keys(
+        self, queries: Float[Array, "m {self.d_model}"], x: Float[Array, "n {self.d_model}"]
+    ) -> tuple[Float[Array, "m {self.heads} d_head"], Float[Array, "n {self.heads} d_head"]]:
+        """$Q$ of the rows `queries` and $K$ of the rows `x`, cut into heads."""
+        return self._split(self.query(queries)), self._split(self.key(x))
 
     def _split(self, rows: Float[Array, "n {self.d_model}"]) -> Float[Array, "n {self.heads} d_head"]:
         return rows.reshape(rows.shape[0], self.heads, -1)
@@ -103,17 +111,68 @@ def group_entropy(logits: Float[Array, "heads n n"]) -> Float[Array, " 2"]:
     return jnp.stack([jnp.mean(h[:, 0]), jnp.mean(h[:, 1:])])
 
 
-class Block(eqx.Module):
-    r"""A pre-norm transformer block.
+class AbstractBlock(eqx.Module):
+    r"""The seam for other blocks: three rules for rows, each applied to every row by itself.
+
+    $$h = \mathrm{attention\_input}(x), \qquad r = \mathrm{Attention}(h), \qquad x \leftarrow \mathrm{join}(x, r)$$
+
+    Rows meet in the attention alone. So row 0 of the output needs all of $h$ but only its own query, and the three ways to ask for
+    it follow from the rules. A new block gives `attention_input` and `mlp`, and `join` only if it adds otherwise.
+    """
+
+    attention: eqx.AbstractVar[AbstractAttention]
+    d_model: eqx.AbstractVar[int]
+    heads: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def attention_input(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, "n {self.d_model}"]:
+        """The rows as attention sees them."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def mlp(self, x: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
+        """What the MLP adds to the rows, its norm included."""
+        raise NotImplementedError
+
+    def join(self, x: Float[Array, "m {self.d_model}"], read: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
+        """The block's output for the rows x, of which attention read `read`."""
+        x = x + read
+        return x + self.mlp(x)
+
+    def __call__(
+        self, x: Float[Array, "n {self.d_model}"]
+    ) -> tuple[Float[Array, "n {self.d_model}"], Float[Array, "{self.heads} n n"]]:
+        """The whole block: every row's output, and the logits of every row."""
+        h = self.attention_input(x)
+        logits = self.attention.logits(h, h)
+        return self.join(x, self.attention.mix(logits, h)), logits
+
+    def first_row(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, " {self.d_model}"]:
+        """Row 0 of the block's output, without computing any other row."""
+        h = self.attention_input(x)
+        logits = self.attention.logits(h[:1], h)
+        return self.join(x[:1], self.attention.mix(logits, h))[0]
+
+    def first_row_all_logits(
+        self, x: Float[Array, "n {self.d_model}"]
+    ) -> tuple[Float[Array, " {self.d_model}"], Float[Array, "{self.heads} n n"]]:
+        """Row 0 of the block's output, and the logits of every row: what the entropy of the last layer needs."""
+        h = self.attention_input(x)
+        logits = self.attention.logits(h, h)
+        return self.join(x[:1], self.attention.mix(logits[:, :1], h))[0], logits
+
+
+class Block(AbstractBlock):
+    r"""The paper's block, with norms before what they feed (pre-norm).
 
     $$x \leftarrow x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad x \leftarrow x + W_2\,\mathrm{gelu}(W_1\,\mathrm{LN}(x))$$
 
     The MLP is `d_model -> 4 d_model -> d_model`; GELU in its tanh form.
     """
 
-    attention_norm: eqx.nn.LayerNorm
+    attention_norm: Norm
     attention: AbstractAttention
-    mlp_norm: eqx.nn.LayerNorm
+    mlp_norm: Norm
     mlp_in: Linear
     mlp_out: Linear
     d_model: int = eqx.field(static=True)
@@ -128,29 +187,9 @@ class Block(eqx.Module):
         self.mlp_in = Linear(lecun_normal, self.d_model, 4 * self.d_model, key=k_in)
         self.mlp_out = Linear(lecun_normal, 4 * self.d_model, self.d_model, key=k_out)
 
-    def __call__(
-        self, x: Float[Array, "n {self.d_model}"]
-    ) -> tuple[Float[Array, "n {self.d_model}"], Float[Array, "{self.heads} n n"]]:
-        """The whole block: every row's output, and the logits of every row."""
-        h = jax.vmap(self.attention_norm)(x)
-        logits = self.attention.logits(h, h)
-        x = x + self.attention.mix(logits, h)
-        return self._mlp(x), logits
+    def attention_input(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, "n {self.d_model}"]:
+        return jax.vmap(self.attention_norm)(x)
 
-    def first_row(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, " {self.d_model}"]:
-        """Row 0 of the block's output, without computing any other row."""
-        h = jax.vmap(self.attention_norm)(x)
-        logits = self.attention.logits(h[:1], h)
-        return self._mlp(x[:1] + self.attention.mix(logits, h))[0]
-
-    def first_row_all_logits(
-        self, x: Float[Array, "n {self.d_model}"]
-    ) -> tuple[Float[Array, " {self.d_model}"], Float[Array, "{self.heads} n n"]]:
-        """Row 0 of the block's output, and the logits of every row: what the entropy of the last layer needs."""
-        h = jax.vmap(self.attention_norm)(x)
-        logits = self.attention.logits(h, h)
-        return self._mlp(x[:1] + self.attention.mix(logits[:, :1], h))[0], logits
-
-    def _mlp(self, x: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
+    def mlp(self, x: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
         h = jax.vmap(self.mlp_norm)(x)
-        return x + self.mlp_out(jax.nn.gelu(self.mlp_in(h), approximate=True))
+        return self.mlp_out(jax.nn.gelu(self.mlp_in(h), approximate=True))

@@ -68,6 +68,9 @@ class Task:
         return f"-task{self.task_id}" if self.task_id else ""
 
 
+Variant = Literal["plain", "qk-norm", "sigma-reparam", "rms-norm", "post-norm", "swiglu", "softcap", "modern"]
+
+
 @dataclass(frozen=True)
 class CriticConfig:
     """The transformer critic."""
@@ -80,6 +83,8 @@ class CriticConfig:
     """Attention heads per block; d_model / 32 unless given."""
     ensemble: int = 2
     """Number K of Q heads; Q is their mean."""
+    variant: Variant = "plain"
+    """The transformer: plain is the paper's; modern is RMSNorm, post-norm, QK-norm and SwiGLU at once; the others change one part."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +99,23 @@ class ActorConfig:
     """Euler steps of the behaviour flow."""
     alpha_bc: float = 300.0
     """Weight of the distillation loss against Q: larger stays closer to the dataset."""
+    normalise_q: bool = False
+    """Divide Q in the policy's loss by the batch mean of its absolute value, so that alpha_bc does not depend on the scale of rewards."""
 
 
 @dataclass(frozen=True)
 class ControlConfig:
     """The control of the critic's attention entropy."""
 
-    kind: Literal["none", "fixed", "single", "tql"] = "tql"
-    """none: plain transformer. fixed: constant penalty. single: one temperature. tql: one per layer and token group."""
+    kind: Literal["none", "fixed", "single", "tql", "clipped", "signed"] = "tql"
+    """none: plain transformer. fixed: constant penalty. single: one temperature. tql: one per layer and token group.
+    clipped: tql's, within clip where they weigh the entropy. signed: tql's, which may turn negative and then lower the entropy."""
     target: tuple[tuple[float, float], ...] | None = None
     """Target entropies in nats, a pair ([VALUE], other tokens) per layer; 0.8 ln(n), last layer 0.5 lower, unless given."""
     coefficient: float = 1.0
     """The constant temperature of kind fixed."""
+    clip: tuple[float, float] = (-100.0, 100.0)
+    """Least and largest temperature of kind clipped; the default is far out of reach."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,10 @@ class Config(ScheduledConfig):
     """Every setting of TQL. The defaults are the paper's at its smallest size; `paper` sets what it chose for each domain."""
 
     method: ClassVar[str] = "tql"
+    may_be_negative: ClassVar[tuple[str, ...]] = ("control.clip",)
 
+    aggregate: Literal["mean", "min"] = "mean"
+    """What the TD target takes of the K heads; min is for critics that overestimate."""
     critic_lr: float = 1e-4
     """Peak learning rate of the critic."""
     actor_lr: float = 5e-4
@@ -211,6 +224,9 @@ class Config(ScheduledConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        low, high = self.control.clip
+        if not low <= high:
+            raise ValueError(f"control.clip is {self.control.clip}; give the least temperature first, then the largest.")
         target, layers = self.control.target, self.critic.layers
         if target is not None and len(target) != layers:
             raise ValueError(
@@ -301,6 +317,11 @@ def cpu(task: str) -> Config:
     )
 
 
+def pocket(task: str) -> Config:
+    """`cpu` as the pocket benchmark runs it beside the other methods: evaluated on the way too."""
+    return replace(cpu(task), **POCKET)
+
+
 def cpu_sarsa(task: str) -> Config:
     """One minute on 2 cores: a critic on the dataset's own next actions, no policy; the cheapest run that shows the collapse.
 
@@ -331,6 +352,7 @@ def cpu_flow(task: str) -> Config:
 
 PRESETS: dict[str, Callable[[str], Config]] = {
     "cpu": cpu,
+    "pocket": pocket,
     "cpu-sarsa": cpu_sarsa,
     "cpu-flow": cpu_flow,
     **{f"paper-{size}": partial(paper, size=size) for size in SIZES},

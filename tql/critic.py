@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tql.attention import D_HEAD, NORM_EPS, AbstractAttention, Block, SoftmaxAttention
+from tql.attention import D_HEAD, NORM_EPS, AbstractAttention, AbstractBlock, Block, Norm, SoftmaxAttention
 from tql.linear import Linear, lecun_normal
 from tql.tokenizer import AbstractTokenizer, ScalarTokenizer
 
@@ -62,8 +62,8 @@ class Critic(AbstractTransformerCritic):
     """
 
     tokenizer: AbstractTokenizer
-    blocks: tuple[Block, ...]
-    final_norm: eqx.nn.LayerNorm
+    blocks: tuple[AbstractBlock, ...]
+    final_norm: Norm
     q_heads: tuple[QHead, ...]
     n: int = eqx.field(static=True)
     ensemble: int = eqx.field(static=True)
@@ -79,10 +79,11 @@ class Critic(AbstractTransformerCritic):
         ensemble: int = 2,
         make_tokenizer: Callable[..., AbstractTokenizer] = ScalarTokenizer,
         make_attention: Callable[..., AbstractAttention] = SoftmaxAttention,
+        make_block: Callable[..., AbstractBlock] = Block,
         key: PRNGKeyArray,
     ):
-        """`heads` is `d_model / 32` unless given. `make_tokenizer(n_s, n_a, d_model, key=...)` and
-        `make_attention(d_model, heads, key=...)` are where another tokenizer or attention comes in.
+        """`heads` is `d_model / 32` unless given. `make_tokenizer(n_s, n_a, d_model, key=...)`, `make_attention(d_model, heads, key=...)`
+        and `make_block(attention, key=...)` are where another tokenizer, attention or block comes in.
 
         Raises `ValueError` if heads are not given and `d_model` is no multiple of 32, or if there is no layer or no head.
         """
@@ -94,7 +95,7 @@ class Critic(AbstractTransformerCritic):
         k_tokenizer, k_attention, k_block, k_heads = jr.split(key, 4)
         self.tokenizer = make_tokenizer(n_s, n_a, d_model, key=k_tokenizer)
         self.blocks = tuple(
-            Block(make_attention(d_model, heads, key=k_a), key=k_b)
+            make_block(make_attention(d_model, heads, key=k_a), key=k_b)
             for k_a, k_b in zip(jr.split(k_attention, layers), jr.split(k_block, layers))
         )
         self.final_norm = eqx.nn.LayerNorm(d_model, eps=NORM_EPS)

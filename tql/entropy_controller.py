@@ -1,4 +1,4 @@
-r"""Holding the attention entropy: four controllers behind one seam (paper section 5.2; the rule is SAC's for its policy).
+r"""Holding the attention entropy: six controllers behind one seam (paper section 5.2; the rule is SAC's for its policy).
 
 $H_{l,g}$ is the entropy, in nats, of layer $l$ and group $g$ (`[VALUE]`'s query, all other queries), $T_{l,g}$ its target and
 $\alpha_{l,g} = e^{\log\alpha_{l,g}} > 0$ a temperature. With means over the $2L$ entries and $\mathrm{sg}$ for stop-gradient:
@@ -7,7 +7,7 @@ $$\text{attention loss (moves the critic)} = \langle -\mathrm{sg}(\alpha)\,H \ra
 \text{temperature loss (moves } \log\alpha) = \langle \alpha\,(\mathrm{sg}(H) - T) \rangle$$
 
 Below its target an entropy makes its temperature grow, which pushes the entropy up; above it the temperature decays to 0 and the
-critic may sharpen. As $\alpha > 0$, control only ever pushes entropy up.
+critic may sharpen. As $\alpha > 0$, control only ever pushes entropy up (`SignedTemperature` pushes both ways).
 """
 
 import abc
@@ -62,12 +62,13 @@ class AbstractEntropyController(eqx.Module):
         """Temperature of every layer and group."""
         raise NotImplementedError
 
-    def attention_loss(self, H: Float[Array, "layers 2"]) -> Float[Array, ""]:
-        r"""$\langle -\mathrm{sg}(\alpha)\,H \rangle$: what the critic descends besides its TD loss.
+    def limits(self) -> tuple[float, float]:
+        """Least and largest temperature of the attention loss. As in the reference, the temperature loss knows no limit."""
+        return -ALPHA_MAX, ALPHA_MAX
 
-        As in the reference, no temperature weighs more than `ALPHA_MAX` here; the temperature loss knows no limit.
-        """
-        alpha = jnp.minimum(self.alpha(), ALPHA_MAX)
+    def attention_loss(self, H: Float[Array, "layers 2"]) -> Float[Array, ""]:
+        r"""$\langle -\mathrm{sg}(\alpha)\,H \rangle$, $\alpha$ within `limits`: what the critic descends besides its TD loss."""
+        alpha = jnp.clip(self.alpha(), *self.limits())
         return jnp.mean(-jax.lax.stop_gradient(alpha) * H)
 
     def temperature_loss(self, H: Float[Array, "layers 2"]) -> Float[Array, ""]:
@@ -123,3 +124,37 @@ class TemperaturePerGroup(AbstractEntropyController):
 
     def alpha(self) -> Float[Array, "layers 2"]:
         return jnp.exp(self.log_alpha)
+
+
+class ClippedTemperature(TemperaturePerGroup):
+    r"""TQL with narrow limits: the critic feels $\mathrm{clip}(\alpha, low, high)$, while $\alpha$ itself learns on beyond them.
+
+    With low = high it is a fixed penalty whose temperatures are trained and change nothing.
+    """
+
+    clip: tuple[float, float] = eqx.field(static=True)
+
+    def __init__(self, target: Target, n: int, clip: tuple[float, float]):
+        super().__init__(target, n)
+        self.clip = clip
+
+    def limits(self) -> tuple[float, float]:
+        return self.clip
+
+
+class SignedTemperature(AbstractEntropyController):
+    r"""$\alpha_{l,g} = \mathrm{sign}(r_{l,g})\,(e^{|r_{l,g}|} - 1)$, starting at 1: above its target an entropy is pushed down.
+
+    So the target is held from both sides, an equation in place of a lower bound.
+    """
+
+    r: Float[Array, "layers 2"]
+    target: Target = eqx.field(static=True)
+    n: int = eqx.field(static=True)
+
+    def __init__(self, target: Target, n: int):
+        self.r, self.target, self.n = jnp.full((len(target), 2), math.log(2.0)), target, n
+
+    def alpha(self) -> Float[Array, "layers 2"]:
+        # Not written with sign(r) and |r|: they have gradient 0 at r = 0, where alpha would stay for ever.
+        return jnp.where(self.r < 0, -jnp.expm1(-self.r), jnp.expm1(self.r))

@@ -188,12 +188,16 @@ class DatasetActor(AbstractActor):
 
 
 def actor_loss(
-    actor: AbstractActor, critic: AbstractCritic, batch: Batch, noise: Noise, alpha_bc: float
+    actor: AbstractActor, critic: AbstractCritic, batch: Batch, noise: Noise, alpha_bc: float, normalise_q: bool = False
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    r"""$\text{flow matching} + \alpha_{bc}\,\text{distillation} - Q$, means over the batch. Moves the flow and the policy."""
+    r"""$\text{flow matching} + \alpha_{bc}\,\text{distillation} - Q$, means over the batch. Moves the flow and the policy.
+
+    With `normalise_q` Q is in units of its own size, $\mathrm{sg}\langle|Q|\rangle$; the metric stays in units of reward.
+    """
     parts = jax.vmap(lambda row, z: actor.losses(critic, row.observations, row.actions, z))(batch, noise)
+    unit = jax.lax.stop_gradient(jnp.mean(jnp.abs(parts.q))) if normalise_q else 1.0
     parts = jax.tree.map(jnp.mean, parts)
-    loss = parts.flow_matching + alpha_bc * parts.distillation - parts.q
+    loss = parts.flow_matching + alpha_bc * parts.distillation - parts.q / unit
     return loss, {"flow_loss": parts.flow_matching, "distillation_loss": parts.distillation, "actor_q": parts.q}
 
 

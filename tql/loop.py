@@ -13,18 +13,24 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
 from tql.attention import group_entropy
 from tql.config import PRESETS, Config, TrainingConfig
-from tql.critic import AbstractTransformerCritic, Critic
+from tql.critic import AbstractTransformerCritic
 from tql.data import Batch, DataStatistics, sample
 from tql.entropy_controller import (
     AbstractEntropyController,
+    ClippedTemperature,
     FixedPenalty,
     NoControl,
+    SignedTemperature,
     SingleTemperature,
     TemperaturePerGroup,
     default_target,
 )
 from tql.flow_actor import POLICIES, AbstractActor, DatasetActor, FlowActor, Noise, actor_loss, draw_noise
 from tql.optimise import adamw, copy, descend, polyak, schedule, start
+from tql.variants import make_critic
+
+AGGREGATE = {"mean": jnp.mean, "min": jnp.min}
+"""Of the K heads, in the TD target."""
 
 
 class Agent(AbstractAgent):
@@ -84,13 +90,15 @@ def td_loss(
     discount: float,
     row: Batch,
     noise: Noise,
+    aggregate: Callable[[Array], Array] = jnp.mean,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, " ensemble"], Float[Array, ""], Float[Array, "layers 2"]]]:
     r"""For one transition: $y = r + \gamma\,m\,\frac1K\sum_k \bar Q_k(s', a')$ and $\frac1K\sum_k (Q_k(s, a) - y)^2$.
 
-    Also returns the K values, y, and the entropy of every layer and token group in nats.
+    `aggregate` is what y takes of the K heads, their mean unless given. Also returns the K values, y, and the entropy of every layer
+    and token group in nats.
     """
     a_next = actor.next_action(row.next_observations, row.next_actions, noise.next_action)
-    y = row.rewards + discount * row.masks * jnp.mean(target_critic(row.next_observations, a_next))
+    y = row.rewards + discount * row.masks * aggregate(target_critic(row.next_observations, a_next))
     Q, logits = critic.with_attention(row.observations, row.actions)
     return jnp.mean((Q - y) ** 2), (Q, y, jax.vmap(group_entropy)(logits))
 
@@ -103,9 +111,10 @@ def critic_loss(
     batch: Batch,
     noise: Noise,
     discount: float,
+    aggregate: Callable[[Array], Array] = jnp.mean,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "layers 2"], Metrics]]:
     """TD loss + attention loss, means over the batch. Moves the critic; also returns the entropies H."""
-    td, (Q, y, H) = jax.vmap(lambda row, z: td_loss(critic, target_critic, actor, discount, row, z))(batch, noise)
+    td, (Q, y, H) = jax.vmap(lambda row, z: td_loss(critic, target_critic, actor, discount, row, z, aggregate))(batch, noise)
     td, H = jnp.mean(td), jnp.mean(H, axis=0)
     attention = controller.attention_loss(H)
     metrics = {"td_loss": td, "attention_loss": attention, "entropy": H, "q_mean": jnp.mean(Q), "q_std": jnp.std(Q)}
@@ -143,11 +152,11 @@ def update_with_noise(agent: Agent, batch: Batch, noise: Noise) -> tuple[Agent, 
     of_critic, of_temperature, of_actor = optimisers(config)
 
     (_, (H, critic_metrics)), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
-        agent.critic, agent.target_critic, agent.actor, agent.controller, batch, noise, config.discount
+        agent.critic, agent.target_critic, agent.actor, agent.controller, batch, noise, config.discount, AGGREGATE[config.aggregate]
     )
     (_, temperature_metrics), controller_grads = eqx.filter_value_and_grad(temperature_loss, has_aux=True)(agent.controller, H)
     (_, actor_metrics), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
-        agent.actor, agent.critic, batch, noise, config.actor.alpha_bc
+        agent.actor, agent.critic, batch, noise, config.actor.alpha_bc, config.actor.normalise_q
     )
 
     critic, critic_state = descend(of_critic, agent.critic, critic_grads, agent.critic_state)
@@ -184,8 +193,7 @@ def train_chunk(dataset_and_updates: tuple[Batch, int], agent: AbstractAgent) ->
 def initialise(n_s: int, n_a: int, config: Config) -> Agent:
     """A fresh agent for states of size `n_s` and actions of size `n_a`, determined by `config.seed`."""
     keys = seed_keys(config.seed)
-    c = config.critic
-    critic = Critic(n_s, n_a, d_model=c.d_model, layers=c.layers, heads=c.heads, ensemble=c.ensemble, key=keys.critic)
+    critic = make_critic(n_s, n_a, config.critic, key=keys.critic)
     target_critic = copy(critic)
     actor = make_actor(n_s, n_a, config, key=keys.actor)
     controller = make_controller(n_s, n_a, config)
@@ -215,3 +223,7 @@ def make_controller(n_s: int, n_a: int, config: Config) -> AbstractEntropyContro
             return SingleTemperature(target, n)
         case "tql":
             return TemperaturePerGroup(target, n)
+        case "clipped":
+            return ClippedTemperature(target, n, config.control.clip)
+        case "signed":
+            return SignedTemperature(target, n)

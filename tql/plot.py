@@ -84,12 +84,12 @@ def draw_entropy(axis: Axes, steps: np.ndarray, entropy: np.ndarray, target: np.
 
 def draw_temperatures(axis: Axes, steps: np.ndarray, alpha: np.ndarray) -> None:
     axis.set(title="temperatures", ylabel="alpha")
-    if not np.any(alpha > 0):
+    if not np.any(alpha):
         return say(axis, "no control: alpha = 0")
     for layer in range(alpha.shape[1]):
         for group, name in enumerate(GROUPS):
             axis.plot(steps, alpha[:, layer, group], label=f"layer {layer + 1}, {name}")
-    axis.set_yscale("log")
+    axis.set_yscale("symlog" if np.any(alpha < 0) else "log")
     axis.legend(fontsize="small")
 
 

@@ -491,6 +491,7 @@ fig.savefig(PICTURES / "landscapes.png", dpi=110)
 # _, capped_logits = sharpened(capped, 8.0).with_attention(s[0], a[0])
 # print(jax.vmap(group_entropy)(capped_logits))
 # ```
-# How low can the entropy of 43 logits in $\pm 2$ be? Work it out, then look at the landscape.
+# How low can the entropy of 43 logits in $\pm 2$ be? Work it out, then look at the landscape. (`tql.variants.SoftcapAttention` is this
+# class; the other variants there take one line each as well.)
 #
 # Next: walkthrough 4, where a critic learns values that are known in closed form.

@@ -53,7 +53,7 @@ def paper(task: str) -> FBRACConfig:
 
 def pocket(task: str) -> FBRACConfig:
     """For 2 cores."""
-    return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256), critic_hidden=(256, 256, 256), flow_steps=5, alpha_bc=10.0)
+    return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256), critic_hidden=(256, 256, 256), flow_steps=5, alpha_bc=3.0)
 
 
 def critic_loss(

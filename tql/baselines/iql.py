@@ -53,7 +53,7 @@ def paper(task: str) -> IQLConfig:
 
 def pocket(task: str) -> IQLConfig:
     """For 2 cores."""
-    return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256))
+    return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256), alpha=3.0)
 
 
 def actor_loss(

@@ -159,7 +159,7 @@ class AutoregressiveQ(eqx.Module):
         )
         self.final_norm = eqx.nn.LayerNorm(d_model, eps=NORM_EPS)
         self.U = normal(k_U, n_a, bins, d_model)
-        self.c = jnp.full((n_a, bins), FIRST_LOGIT)
+        self.c = jnp.full((n_a, bins), FIRST_LOGIT, float)
         self.n_s, self.n_a, self.bins = n_s, n_a, bins
 
     def __call__(self, s: Float[Array, " {self.n_s}"], k: Int[Array, " {self.n_a}"]) -> Float[Array, "{self.n_a} {self.bins}"]:
@@ -260,7 +260,7 @@ class QTransformer(AbstractAgent):
     def prepare(data: Batch, config: QTransformerConfig) -> ReturnsBatch:
         """Adds the returns. Raises `ValueError` for a dataset of one single reward: nothing could be mapped to [0, 1]."""
         if np.ptp(np.asarray(data.rewards)) == 0:
-            raise ValueError(f"every reward of the dataset is {float(data.rewards[0]):g}; the Q-Transformer needs two to map them to [0, 1].")
+            raise ValueError(f"every reward of the dataset is {float(data.rewards[0]):g}; the Q-Transformer maps at least two to [0, 1].")
         G = scaled_returns(data, config.discount, config.mc_mode)
         columns = {field: getattr(data, field) for field in Batch.__dataclass_fields__}
         as_data = lambda x: jnp.asarray(x, data.rewards.dtype)
