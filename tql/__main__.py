@@ -5,12 +5,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
 from tql.config import EXPECTED, METHODS, PRESETS, Task, TrainingConfig
+from tql.workspace import CHECKOUT
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,31 @@ class Analyse:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """Train all methods on the same tasks, data and updates, evaluate them alike and record them; goes on where it stopped."""
+
+    preset: Literal["pocket", "gpu", "paper"] = "pocket"
+    """pocket: small settings on 2 cores. gpu: cube-double and scene at the paper's scale, one seed. paper: the paper's table, 8 seeds."""
+    only: str = ""
+    """Only runs whose name (TASK/LABEL-seedK) contains this."""
+    minutes: float | None = None
+    """Stop after this time with everything saved; the same command goes on."""
+    processes: int | None = None
+    """Runs at a time, one core each; all cores unless given, and 1 on a GPU."""
+    estimate: bool = False
+    """Say what it costs and stop."""
+    records: Path = CHECKOUT / "figures" / "data" / "benchmark"
+    """Folder in which finished runs are recorded, PRESET/TASK/LABEL-seedK in it."""
+
+    def __call__(self) -> None:
+        from tql.benchmark import benchmark
+
+        outcome = benchmark(self.preset, self.only, self.minutes, self.processes, self.estimate, self.records)
+        if outcome is not None and outcome.failed:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure updates per second on this machine, beside the same update in a plain Python loop."""
 
@@ -233,7 +259,10 @@ def option(arguments: list[str], name: str) -> str | None:
     return None
 
 
-COMMANDS = {"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "analyse": Analyse, "bench": Bench}
+COMMANDS = {
+    **{"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "analyse": Analyse},
+    **{"bench": Bench, "benchmark": Benchmark},
+}
 
 
 def main() -> None:

@@ -197,7 +197,7 @@ def record(run: Path, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     for name in RECORDED[1:4]:
         if rows := read_lines(run / name):
-            small = [{key: _rounded(value) for key, value in row.items() if key != "time"} for row in rows]
+            small = [{key: rounded(value) for key, value in row.items() if key != "time"} for row in rows]
             (out / name).write_text("".join(json.dumps(row) + "\n" for row in small))
     shutil.copy(run / "portrait.npz", out)
 
@@ -208,7 +208,8 @@ def training_seconds(lines: list[dict]) -> float:
     return float(np.sum(between[between < 10 * np.median(between)])) if len(between) else 0.0
 
 
-def _rounded(value):
+def rounded(value):
+    """Numbers to 6 digits, also in nested lists."""
     if isinstance(value, list):
-        return [_rounded(x) for x in value]
+        return [rounded(x) for x in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

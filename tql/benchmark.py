@@ -1,0 +1,307 @@
+r"""The benchmark: methods x tasks x seeds x sizes, every run made and recorded by the same loop, data and evaluation.
+
+pocket all ten methods (and TQL without control) on 2 cores, the same data and updates, 3 seeds; then other sizes and another task gpu
+cube-double and scene, all five tasks, all ten methods, 1,000,000 updates, one seed paper the paper's 25 tasks, ten methods, 8 seeds,
+1,000,000 updates
+
+A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not depend
+on how many there are. It lies in `runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD or METHOD@WIDTH. One that is done is left
+alone, one that was cut off goes on bitwise, one that fails is reported at the end and costs only itself. `record` copies what figures
+need.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from tqdm import tqdm
+
+from tql import run as runs
+from tql.agent import initialise, method_class
+from tql.bench import best_matmul_rate, matmul_flops
+from tql.collect import official_episodes
+from tql.config import METHODS, SIZES, Task, TrainingConfig
+from tql.data import Batch, statistics
+from tql.environment import bare_children
+from tql.evaluate import recorded
+from tql.study import read_lines, rounded
+from tql.whole_file import whole_file
+from tql.workspace import dataset, home
+
+POCKET_TASKS = ("cube-single-noisy-singletask-task3-v0", "cube-single-noisy-singletask-task2-v0")
+POCKET_SEEDS = (0, 1, 2)
+PAPER_DOMAINS = ("cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "cube-triple")
+METRICS_EVERY = 5
+"""Of the lines of metrics, one in so many is recorded."""
+SHARE = 0.35
+"""Part of the best matrix rate that training is assumed to reach, for the estimate; 0.29 to 0.58 on 2 CPU cores (README, Speed)."""
+STATE_SIZES = {"cube-single": 28, "cube-double": 37, "cube-triple": 46, "scene": 40, "puzzle-3x3": 55, "puzzle-4x4": 83}
+
+
+# ---- what is run -----------------------------------------------------------------------------------------------------------
+
+
+def settings(method: str, preset: str, task: str, seed: int) -> TrainingConfig:
+    """A method's settings under a preset of its own."""
+    return replace(method_class(method).presets[preset](task), seed=seed)
+
+
+def without_control(config: TrainingConfig) -> TrainingConfig:
+    """TQL's transformer with the entropy loss off, all else equal."""
+    return replace(config, control=replace(config.control, kind="none"))
+
+
+def pocket() -> dict[str, TrainingConfig]:
+    """By task and seed: all methods; on the first task also other widths (the label's number), for the scaling curves."""
+    members = {}
+    for task in POCKET_TASKS:
+        for seed in POCKET_SEEDS:
+            for method in METHODS:
+                members[f"{task}/{method}-seed{seed}"] = settings(method, "pocket", task, seed)
+            members[f"{task}/tql-none-seed{seed}"] = without_control(settings("tql", "pocket", task, seed))
+    task = POCKET_TASKS[0]
+    for seed in POCKET_SEEDS:
+        tql = settings("tql", "pocket", task, seed)
+        wide = replace(tql, critic=replace(tql.critic, d_model=64))
+        members[f"{task}/tql@64-seed{seed}"] = wide
+        members[f"{task}/tql-none@64-seed{seed}"] = without_control(wide)
+        members[f"{task}/fql@512-seed{seed}"] = replace(settings("fql", "pocket", task, seed), critic_hidden=(512, 512, 512))
+        members[f"{task}/floq@256-seed{seed}"] = replace(settings("floq", "pocket", task, seed), velocity_hidden=(256, 256))
+        members[f"{task}/pac@64-seed{seed}"] = replace(settings("pac", "pocket", task, seed), d_model=64)
+    return members
+
+
+def at_paper_scale(domains: tuple[str, ...], seeds: tuple[int, ...]) -> dict[str, TrainingConfig]:
+    """All five tasks of these domains, the paper's settings; TQL at its largest size."""
+    members = {}
+    for seed in seeds:
+        for domain in domains:
+            for number in range(1, 6):
+                task = f"{domain}-play-singletask-task{number}-v0"
+                for method in METHODS:
+                    preset = f"paper-{list(SIZES)[-1]}" if method == "tql" else "paper"
+                    members[f"{task}/{method}-seed{seed}"] = replace(settings(method, preset, task, seed), updates_per_call=50)
+    return members
+
+
+def gpu() -> dict[str, TrainingConfig]:
+    """Cube-double and scene, one seed."""
+    return at_paper_scale(("cube-double", "scene"), (0,))
+
+
+def paper() -> dict[str, TrainingConfig]:
+    """Everything in the paper's table, 8 seeds."""
+    return at_paper_scale(PAPER_DOMAINS, tuple(range(8)))
+
+
+MEMBERS: dict[str, Callable[[], dict[str, TrainingConfig]]] = {"pocket": pocket, "gpu": gpu, "paper": paper}
+
+
+def is_done(run: Path, config: TrainingConfig) -> bool:
+    """Whether a run made all its updates and episodes. Raises `RunError` if the directory holds a run of other settings."""
+    if not (run / "config.json").exists():
+        return False
+    if found := runs.differences(config, runs.read_settings(run).config):
+        raise runs.RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away to run the benchmark's.")
+    evaluated = len(runs.episodes_of(recorded(run / "evaluation.jsonl"), config.steps, "policy")) >= config.episodes
+    return share_done(run, config) == 1 and evaluated
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------------
+
+
+def flops_of(config: TrainingConfig) -> float:
+    """Of the matrix products of one update, by count."""
+    n_s, B = STATE_SIZES[Task.parse(config.task).domain], config.batch_size
+    s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, 5)), -jnp.arange(B, dtype=float)
+    data = Batch(s, a, r, jnp.ones(B), s, a)
+    agent = initialise(n_s, 5, config, statistics(data))
+    return matmul_flops(lambda: agent.update(agent.prepare(data, config), jr.key(0)))
+
+
+def costs(members: dict[str, TrainingConfig], rate: float) -> dict[str, float]:
+    """Estimated seconds of training of every run at `rate` floating-point operations per second. Runs that differ by seed and task of a
+    domain cost the same."""
+    of_kind: dict[tuple, float] = {}
+    found = {}
+    for name, config in members.items():
+        kind = type(config), replace(config, seed=0, task=f"{Task.parse(config.task).domain}-play-singletask-v0")
+        if kind not in of_kind:
+            of_kind[kind] = flops_of(config) * config.steps / (SHARE * rate)
+        found[name] = of_kind[kind]
+    return found
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------------
+
+
+def one_run(config: TrainingConfig, data: Path, run: Path, core: int | None) -> None:
+    """What a process of the benchmark does: a run from its start, or from where it stopped. What it says goes to `RUN.log`."""
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    jax.config.update("jax_compilation_cache_dir", str(home() / "runs" / "compiled"))
+    log = open(run.with_name(f"{run.name}.log"), "a")
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            started = (run / "config.json").exists()
+            agent, batch = runs.resume(run, Task.parse(config.task), config, data) if started else runs.start(config, data, run)
+            runs.train(agent, batch, run, workers=1)
+        except runs.Interrupted as stop:
+            print(stop)
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call of the benchmark: names of runs."""
+
+    done: list[str]
+    failed: list[str]
+    missing: list[str]
+
+
+def run_all(
+    members: dict[str, TrainingConfig], data: dict[str, Path], folder: Path, *, processes: int, minutes: float | None = None
+) -> Outcome:
+    """Makes the runs that are missing, `processes` at a time; stops by itself after `minutes`, and on SIGTERM or Ctrl-C, with all saved."""
+    waiting = [name for name, config in members.items() if not is_done(folder / name, config)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and jax.default_backend() == "cpu" else [None]
+    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+    running: dict[str, tuple[BaseProcess, int]] = {}
+    failed: list[str] = []
+    weights = costs({name: members[name] for name in waiting}, 1e11)
+    bar = tqdm(total=round(sum(weights.values())), desc="benchmark", unit="unit", dynamic_ncols=True, smoothing=0.05)
+    with stop_signals() as stop, bar:
+        while (waiting or running) and not stop and time.monotonic() < deadline:
+            while waiting and len(running) < processes:
+                slot = min(set(range(processes)) - {slot for _, slot in running.values()})
+                name = waiting.pop(0)
+                running[name] = start_process(members[name], data[name], folder / name, cores[slot % len(cores)]), slot
+            for name in [name for name, (process, _) in running.items() if not process.is_alive()]:
+                process, _ = running.pop(name)
+                if process.exitcode != 0 or not is_done(folder / name, members[name]):
+                    failed.append(name)
+                weights.pop(name)
+            left = sum(weight * (1 - share_done(folder / name, members[name])) for name, weight in weights.items())
+            bar.update(max(0, round(bar.total - left) - bar.n))
+            time.sleep(0.2)
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+    done = [name for name, config in members.items() if is_done(folder / name, config)]
+    return Outcome(done, failed, [name for name in members if name not in done and name not in failed])
+
+
+def start_process(config: TrainingConfig, data: Path, run: Path, core: int | None) -> BaseProcess:
+    """A fresh process for one run."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=one_run, args=(config, data, run, core))
+    with bare_children({"TQDM_DISABLE": "1"}):
+        process.start()
+    return process
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """The signals that asked for an end, empty until then."""
+    arrived: list[int] = []
+    before = [signal.signal(number, lambda n, _: arrived.append(n)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        yield arrived
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before):
+            signal.signal(number, handler)
+
+
+def share_done(run: Path, config: TrainingConfig) -> float:
+    """Share of its updates that a run has logged."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return 0.0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 20_000))
+        whole = file.read().split(b"\n")[:-1]
+    try:
+        return json.loads(whole[-1])["step"] / config.steps
+    except (IndexError, ValueError):
+        return 0.0
+
+
+# ---- recording -------------------------------------------------------------------------------------------------------------
+
+
+def record(run: Path, out: Path) -> None:
+    """Copies what figures need: settings without local paths, training time, every 5th line of metrics, every episode.
+
+    The time is that of all updates at their median speed, so that a busy minute of the machine does not count.
+    """
+    content = json.loads((run / "config.json").read_text())
+    lines = read_lines(run / "metrics.jsonl")
+    content["dataset"]["file"] = Path(content["dataset"]["file"]).name
+    content["training_seconds"] = round(training_seconds(lines), 1)
+    thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "config.json": [json.dumps(content, indent=1)],
+        "metrics.jsonl": [json.dumps({key: rounded(x) for key, x in line.items() if key != "time"}) for line in thin],
+        "evaluation.jsonl": [json.dumps(row) for row in recorded(run / "evaluation.jsonl")],
+    }
+    for name, rows in files.items():
+        with whole_file(out / name) as file:
+            file.write(("\n".join(rows) + "\n").encode())
+
+
+def training_seconds(lines: list[dict]) -> float:
+    """Of all updates, at the median speed between two lines of metrics."""
+    speeds = [(b["step"] - a["step"]) / (b["time"] - a["time"]) for a, b in zip(lines, lines[1:])]
+    return lines[-1]["step"] / median(speeds) if speeds else 0.0
+
+
+def benchmark(preset: str, only: str, minutes: float | None, processes: int | None, estimate: bool, records: Path) -> Outcome | None:
+    """What `tql benchmark` does. Says what the missing runs cost before it starts; with `estimate` that is all."""
+    members = {name: config for name, config in MEMBERS[preset]().items() if only in name}
+    if not members:
+        raise ValueError(f"no run of the preset {preset} has '{only}' in its name; names are like {next(iter(MEMBERS[preset]()))}.")
+    folder = home() / "runs" / "benchmark" / preset
+    missing = {name: config for name, config in members.items() if not is_done(folder / name, config)}
+    rate, device = best_matmul_rate(), jax.devices()[0].device_kind
+    hours = sum(costs(missing, rate).values()) / 3600
+    print(
+        f"preset {preset}: {len(members)} runs, {len(members) - len(missing)} of them done.\n"
+        f"The others take about {hours:.1f} hours of {device}, if training reaches {SHARE:.0%} of the {rate / 1e12:.2f} TFLOP/s that a "
+        "float32 matrix product was just measured to reach; data and episodes come on top.",
+        flush=True,
+    )
+    if estimate:
+        return None
+    data = {name: dataset(config.task, episodes=episodes_of_dataset(config)) for name, config in missing.items()}
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity") else 1
+    outcome = run_all(members, data, folder, processes=processes, minutes=minutes)
+    for name in outcome.done:
+        record(folder / name, records / preset / name)
+    counts = f"{len(outcome.done)} runs done, {len(outcome.failed)} failed, {len(outcome.missing)} missing"
+    print(f"{counts}; those done are recorded in {records / preset}.")
+    for name in outcome.failed:
+        print(f"failed: {name}; see {folder / name}.log")
+    return outcome
+
+
+def episodes_of_dataset(config: TrainingConfig) -> int:
+    """What the settings ask for, and OGBench's official number at the paper's scale."""
+    return config.dataset_episodes or official_episodes(Task.parse(config.task))
