@@ -57,8 +57,8 @@ class Train(Generic[Settings]):
     method: str = "tql"
     """What to train: tql, bc, iql, rebrac, fbrac, ifql, fql, floq, q-transformer, pac."""
     preset: str = ""
-    """Where the settings start from; other options override them. TQL has cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
-    paper-1M, paper-7M, paper-26M; every other method has pocket (unless given) and paper."""
+    """Where the settings start from; other options override them. TQL: cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
+    paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper."""
     out: Path | None = None
     """Run directory; runs/TASK-PRESET-seedN unless given."""
     data: Path | None = None

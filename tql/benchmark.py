@@ -128,7 +128,8 @@ def flops_of(config: TrainingConfig) -> float:
     s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, 5)), -jnp.arange(B, dtype=float)
     data = Batch(s, a, r, jnp.ones(B), s, a)
     agent = initialise(n_s, 5, config, statistics(data))
-    return matmul_flops(lambda: agent.update(agent.prepare(data, config), jr.key(0)))
+    batch = agent.prepare(data, config)
+    return matmul_flops(lambda: agent.update(batch, jr.key(0)))
 
 
 def costs(members: dict[str, TrainingConfig], rate: float) -> dict[str, float]:
