@@ -20,7 +20,7 @@ _WITHOUT_JAX = (
 _WITH_JAX = (
     *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
     *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench"),
-    *("tql.portrait", "tql.study"),
+    *("tql.portrait", "tql.study", "tql.statistics"),
 )
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):
