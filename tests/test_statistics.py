@@ -97,9 +97,9 @@ def test_domains_are_averaged_each_over_its_own_tasks():
 
 
 def test_a_task_weighs_the_same_however_many_seeds_it_has_and_a_run_weighs_the_same_in_the_iqm():
-    x = np.array([[1.0, 0.0], [1.0, NAN], [1.0, NAN]])
-    assert st.mean_score(x) == 0.5
-    assert st.iqm(x) == 1.0  # the runs 0, 1, 1, 1 without the lowest and the highest
+    x = np.array([[1.0, 0.5], [1.0, NAN], [1.0, NAN]])
+    assert st.mean_score(x) == 0.75
+    assert st.iqm(x) == 1.0  # the runs 0.5, 1, 1, 1 without the lowest and the highest
     np.testing.assert_array_equal(st.task_deviations(x), [0, NAN])
     assert np.isnan(st.mean_deviation(x)), "a single seed has no deviation, so neither has the average"
 
