@@ -45,14 +45,14 @@ def draw(benchmark: Benchmark) -> Figure:
         raise SystemExit(f"preset {benchmark.preset} has no finished run without a size.{left_out(benchmark)}")
     caption = [
         "Lines: mean over seeds at the evaluations that all runs of a method have; bands: from the lowest seed to the highest. Wall time: "
-        "of the updates alone, in proportion to them, without evaluations and compilation; mean over seeds.",
+        "that of the updates, without evaluations, in proportion to them; mean over seeds.",
         f"Seconds per 1,000 updates: {fastest_and_slowest(benchmark)}.",
         scale_of(benchmark, benchmark.plain),
     ]
     figure, body = canvas(11, 0.9 + 3.4 * len(tasks), f"Success while learning, reduced scale, preset {benchmark.preset}", caption)
     axes = body.subplots(len(tasks), 2, squeeze=False, sharey=True)
     for row, task in zip(axes, tasks):
-        for label in dict.fromkeys(method for method in benchmark.methods() if benchmark.of(label=method, task=task)):
+        for label in (method for method in benchmark.methods() if benchmark.of(label=method, task=task)):
             draw_method(row, label, benchmark.of(label=label, task=task))
         row[0].set(title=short(task), ylabel="success, %", xlabel="updates", ylim=(-3, 103))
         row[1].set(title=f"{short(task)}, wall time", xlabel="minutes of training (logarithmic)", xscale="log")
