@@ -22,7 +22,7 @@ from benchmark_records import (
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from records import CITED, PUBLISHED, canvas, draw_points
+from records import CITED, PUBLISHED, canvas, draw_points, legend_below
 
 from tql import statistics
 
@@ -121,7 +121,6 @@ def draw_ours(axis: Axes, benchmark: Benchmark | None) -> None:
         axis.set(xscale="log", xlabel="critic parameters, millions" if counted else "size, the number in the run's name")
         axis.set_xticks(places, [f"{at:.2g}" for at in places])
         axis.minorticks_off()
-        axis.legend(fontsize=9)
     else:
         axis.set_xticks([])
         axis.text(0.5, 0.5, "not recorded:\nno runs at several sizes", transform=axis.transAxes, ha="center", va="center", fontsize=12)
@@ -150,6 +149,7 @@ def draw(benchmark: Benchmark | None) -> Figure:
     axes = body.subplots(1, 2)
     draw_published(axes[0])
     draw_ours(axes[1], benchmark)
+    legend_below(body)
     return figure
 
 
