@@ -16,7 +16,6 @@ from records import (
     Record,
     canvas,
     draw_published,
-    listed,
     mean_entropy,
     need,
     pick,
@@ -58,8 +57,8 @@ def judge(of: Mapping[Kind, Sequence[Record]]) -> str:
 
 
 def missing(of: Mapping[Kind, Sequence[Record]]) -> str:
-    without = [f"{layers} layers with {CONTROLS[control]}" for layers, control in KINDS if (layers, control) not in of]
-    return f"NOT RECORDED yet: {listed(without)}. " if without else ""
+    without = [f"{layers} layers, {CONTROLS[control]}" for layers, control in KINDS if (layers, control) not in of]
+    return f"NOT RECORDED yet: {'; '.join(without)}. " if without else ""
 
 
 def draw_published_entropy(axis: Axes) -> None:

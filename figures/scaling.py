@@ -149,7 +149,8 @@ def draw(benchmark: Benchmark | None) -> Figure:
     axes = body.subplots(1, 2)
     draw_published(axes[0])
     draw_ours(axes[1], benchmark)
-    legend_below(body)
+    if axes[1].lines:
+        legend_below(body)
     return figure
 
 

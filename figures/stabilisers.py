@@ -100,7 +100,9 @@ def name_bars(axis: Axes, names: Sequence[str]) -> None:
     axis.set_xlim(-0.6, len(names) - 0.4)
 
 
-def draw_four(figure: SubFigure, success: Sequence, kinds: Sequence[Sequence[Record]], colours: Sequence[str], names: Sequence[str]) -> Axes:
+def draw_four(
+    figure: SubFigure, success: Sequence, kinds: Sequence[Sequence[Record]], colours: Sequence[str], names: Sequence[str]
+) -> Axes:
     """Published success, our entropy and our roughness; returns the axes where the published entropy belongs."""
     axes, domain = figure.subplots(2, 2), next(runs[0].domain for runs in kinds if runs)
     draw_published_bars(axes[0, 0], success, colours)
