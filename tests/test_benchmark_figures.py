@@ -336,6 +336,12 @@ def test_success_draws_means_and_ranges_over_updates_and_minutes():
     assert "missing: BC, IQL" in updates.texts[0].get_text() and "FQL 120.0" in words_of(figure)
 
 
+def test_success_is_averaged_only_where_every_run_was_evaluated():
+    figure = success.draw(benchmark(run(POCKET, "fql", 0, 5, 10), run(POCKET, "fql", 1, 20)))
+    (line,) = figure.get_axes()[0].lines
+    assert line.get_xdata().tolist() == [1000] and line.get_ydata().tolist() == pytest.approx([60])
+
+
 def test_success_is_drawn_for_every_task_and_method(many, capsys):
     shared.save(success.draw, many, "success")
     assert imageio.imread(many.out)[..., :3].std() > 20
