@@ -178,14 +178,14 @@ def published_label(axis: Axes) -> None:
     axis.plot([], [], color="black", linestyle="--", linewidth=1.1, marker=".", markersize=4, label=CITED)
 
 
-def legend_below(figure: SubFigure) -> None:
-    """One legend for all axes, under them, where it hides nothing."""
+def legend_below(figure: SubFigure, columns: int | None = None) -> None:
+    """One legend for all axes, under them, where it hides nothing; in one line unless a number of columns is given."""
     entries = {}
     for axis in figure.axes:
         entries |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels())}
     published = {CITED: entries.pop(CITED)} if CITED in entries else {}
     entries |= published
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), fontsize=9, frameon=False)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns or len(entries), fontsize=9, frameon=False)
 
 
 def draw_points(axis: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], colour: str, label: str) -> None:

@@ -319,7 +319,7 @@ def test_the_caption_names_departures_from_the_paper():
 
 
 def test_other_studies_are_not_mixed_into_the_comparison_of_widths():
-    names = ["sarsa", "cube-double-task2", "slow", "returns", "flow", "agent", "sarsa-slow"]
+    names = ["sarsa", "cube-double-task2", "slow", "returns", "flow", "agent", "sarsa-slow", "qk-norm", "sigma-reparam", "modern", "depth4"]
     records = [replace(made("none", 32), folder=Path(f"{name}-none-32-seed0")) for name in names]
     assert shared.values_of(shared.sizes_study(records), "study") == ["cube-double-task2", "sarsa"]
 

@@ -21,7 +21,7 @@ _WITH_JAX = (
     *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
     *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench"),
     *("tql.portrait", "tql.study", "tql.variants", "tql.sigma_reparam", "tql.agent", "tql.optimise", "tql.mlp"),
-    *("tql.implicit_value", "tql.baselines", "tql.benchmark"),
+    *("tql.implicit_value", "tql.baselines", "tql.benchmark", "tql.statistics"),
 )
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):
