@@ -1,6 +1,6 @@
 """Trains and records the runs behind the figures.
 
-    python figures/run.py cpu      51 small runs on 2 cores: enough to see the collapse and the fix
+    python figures/run.py cpu      66 small runs on 2 cores: enough to see the collapse and the fix
     python figures/run.py gpu      the paper's four sizes on cube-double, 30,000 updates each, on one GPU
     python figures/run.py paper    the paper's runs: four sizes, with control and without, five tasks, 1,000,000 updates
 
@@ -65,6 +65,19 @@ def cpu() -> dict[str, Config]:
         members[f"long-none-32-seed{seed}"] = with_critic(long, 32, "none", seed)
         for d_model in (32, 128):
             members[f"returns-none-{d_model}-seed{seed}"] = with_critic(sarsa, d_model, "none", seed)
+    return members | stabilisers_and_depth(sarsa)
+
+
+def stabilisers_and_depth(sarsa: Config) -> dict[str, Config]:
+    """The paper's last two studies at the same small scale: other blocks without control, and four layers with and without it."""
+    members = {}
+    for seed in SEEDS:
+        for variant in ("qk-norm", "sigma-reparam", "modern"):
+            wide = with_critic(sarsa, 128, "none", seed)
+            members[f"{variant}-none-128-seed{seed}"] = replace(wide, critic=replace(wide.critic, variant=variant))
+        for control in ("none", "tql"):
+            narrow = with_critic(sarsa, 64, control, seed)
+            members[f"depth4-{control}-64-seed{seed}"] = replace(narrow, critic=replace(narrow.critic, layers=4))
     return members
 
 
