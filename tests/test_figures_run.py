@@ -56,20 +56,23 @@ def test_the_cpu_preset():
     kinds = [f"sarsa-{control}-{width}" for control in ("none", "tql") for width in (32, 64, 128)]
     kinds += ["sarsa-fixed-128", "sarsa-single-128", "flow-none-64", "flow-tql-64", "agent-none-32", "agent-tql-32"]
     kinds += ["slow-none-128", "fast-none-32", "long-none-32", "returns-none-32", "returns-none-128"]
-    assert set(members) == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1, 2)} and len(members) == 51
+    kinds += ["qk-norm-none-128", "sigma-reparam-none-128", "modern-none-128", "depth4-none-64", "depth4-tql-64"]
+    assert set(members) == {f"{kind}-seed{seed}" for kind in kinds for seed in (0, 1, 2)} and len(members) == 66
     sarsa, flow = (PRESETS[preset]("cube-single-play-singletask-task2-v0") for preset in ("cpu-sarsa", "cpu-flow"))
     groups = {"sarsa": sarsa, "returns": sarsa, "flow": flow, "agent": PRESETS["cpu"]("cube-single-noisy-singletask-task3-v0")}
     groups |= {"slow": replace(sarsa, critic_lr=sarsa.critic_lr / 4), "fast": replace(sarsa, critic_lr=4 * sarsa.critic_lr)}
     groups["long"] = replace(sarsa, steps=4000, evaluate_every=4000, checkpoint_every=1000)
+    variants = {name: dict(variant=name) for name in ("qk-norm", "sigma-reparam", "modern")} | {"depth4": dict(layers=4)}
+    groups |= {name: replace(sarsa, critic=replace(sarsa.critic, **change)) for name, change in variants.items()}
     for name, config in members.items():
-        group, control, width, seed = re.fullmatch(r"(\w+)-(\w+)-(\d+)-seed(\d)", name).groups()
+        group, control, width, seed = re.fullmatch(r"(.+)-(\w+)-(\d+)-seed(\d)", name).groups()
         assert (config.control.kind, config.critic.d_model, config.seed) == (control, int(width), int(seed))
         assert without(config) == without(groups[group]), "all but width, control and seed"
-        assert config.control.target is None and config.critic.layers == 2, "the same target in nats for all: 0.8 ln(n)"
+        assert config.control.target is None and config.critic.layers == (4 if group == "depth4" else 2), "the same target in nats for all: 0.8 ln(n)"
         assert config.episodes == (50 if group == "agent" else 0) or config.actor.kind == "dataset"
         assert run.episodes(config) == (120 if group == "agent" else 100)
     others = {name: config for name, config in members.items() if not name.startswith("returns")}
-    assert len(set(others.values())) == 45 and "cpu" not in run.UNTIL
+    assert len(set(others.values())) == 60 and "cpu" not in run.UNTIL
 
 
 def test_regression_to_returns_is_for_the_runs_of_that_name(monkeypatch, tmp_path):
@@ -81,7 +84,7 @@ def test_regression_to_returns_is_for_the_runs_of_that_name(monkeypatch, tmp_pat
     monkeypatch.setattr(run, "complete", lambda config, data, folder, *, change, **_: changes.update({folder.name: change}))
     with compiled_programs():
         run.main(run.Arguments("cpu", only="seed1"))
-    assert len(changes) == 17
+    assert len(changes) == 22
     for width in (32, 128):
         returns = changes.pop(f"returns-none-{width}-seed1")
         assert returns.func is regression_to_returns and returns.keywords == {"discount": 0.95}
