@@ -26,6 +26,8 @@ from tql.mlp import MLP, MLPCritic
 from tql.optimise import copy, descend, polyak, start
 
 EDGES, SIGMA_IN_BINS, MARGIN = 51, 16.0, 0.01
+REACH = 4.0
+"""Points further than so many sigma beyond the edges are encoded as the point there; in float32 $c_{50} - c_0$ would soon be 0."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def encode(z: Float[Array, ""], b: Float[Array, " edges"]) -> Float[Array, " edg
     $$c_k = \mathrm{erf}\big((b_k - z) / (\sqrt2\,\sigma)\big), \qquad h_k = (c_{k+1} - c_k) / (c_{50} - c_0)$$
     """
     sigma = SIGMA_IN_BINS * (b[1] - b[0])
+    # Start values lie that far out where all rewards of the dataset are nearly the same and none is 0.
+    z = jnp.clip(z, b[0] - REACH * sigma, b[-1] + REACH * sigma)
     c = jax.lax.erf((b - z) / (jnp.sqrt(2.0) * sigma))
     return (c[1:] - c[:-1]) / (c[-1] - c[0])
 
