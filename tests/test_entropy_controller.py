@@ -16,8 +16,10 @@ from jaxtyping import TypeCheckError
 from tql import loop
 from tql.config import Config, ControlConfig, CriticConfig
 from tql.entropy_controller import (
+    ClippedTemperature,
     FixedPenalty,
     NoControl,
+    SignedTemperature,
     SingleTemperature,
     TemperaturePerGroup,
     check_target,
@@ -229,3 +231,51 @@ def test_no_temperature_weighs_more_than_the_limit_and_the_limit_stops_no_learni
     H = jnp.full((1, 2), 0.5)
     np.testing.assert_allclose(controller.attention_loss(H), -50.0, rtol=1e-6)
     np.testing.assert_allclose(controller.temperature_loss(H), math.exp(6) * (0.5 - 1.0), rtol=1e-6)
+
+
+# ---------------------------------------------------------------- variants
+
+
+def test_clipped_temperatures_go_on_learning_outside_the_limits():
+    """exp(log alpha) = 4, 1, 1/4 between 1/2 and 2: the critic feels 2, 1, 1/2; the temperatures' own gradient is the unclipped one."""
+    alpha = jnp.array([[4.0, 1.0], [0.25, 1.0], [1.0, 1.0]])
+    controller, tql = (
+        eqx.tree_at(lambda c: c.log_alpha, c, jnp.log(alpha))
+        for c in (ClippedTemperature(TARGET, N, (0.5, 2.0)), TemperaturePerGroup(TARGET, N))
+    )
+    H = entropy_away_from_target(-0.3)
+    np.testing.assert_allclose(jax.grad(controller.attention_loss)(H), [[-2 / 6, -1 / 6], [-0.5 / 6, -1 / 6], [-1 / 6, -1 / 6]], rtol=1e-6)
+    np.testing.assert_allclose(controller.alpha(), alpha, rtol=1e-6)
+    np.testing.assert_array_equal(gradient(controller, H).log_alpha, gradient(tql, H).log_alpha)
+    np.testing.assert_allclose(gradient(controller, H).log_alpha, -0.3 * alpha / 6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("r", "alpha", "slope"), [(math.log(2), 1, 2), (-math.log(2), -1, 2), (0.0, 0, 1), (3.0, math.e**3 - 1, math.e**3)]
+)
+def test_a_signed_temperature_by_hand(x64, r, alpha, slope):
+    """sign(r) (exp|r| - 1), whose slope exp|r| is never 0: at r = 0 too, so that it cannot get stuck there."""
+    at = lambda r: eqx.tree_at(lambda c: c.r, SignedTemperature(TARGET, N), jnp.full((3, 2), r)).alpha()[0, 0]
+    value, derivative = jax.value_and_grad(at)(r)
+    np.testing.assert_allclose([value, derivative], [alpha, slope], rtol=1e-14)
+    assert SignedTemperature(TARGET, N).alpha() == pytest.approx(np.ones((3, 2)))
+
+
+def test_a_signed_temperature_pulls_an_entropy_down(optax_promotion):
+    """Entropies that rest at 0.9 ln n without control, above every target, are held at their targets by negative temperatures.
+
+    TQL's can only go to 0 and leave them where they are.
+    """
+    stubborn = lambda alpha: math.log(N) * jax.nn.sigmoid(alpha / STIFFNESS + math.log(9.0))
+    signed, _ = simulate(SignedTemperature(TARGET, N), stubborn)
+    np.testing.assert_allclose(stubborn(signed.alpha()), T, atol=1e-3)
+    assert (np.asarray(signed.alpha()) < 0).all()
+    tql, _ = simulate(TemperaturePerGroup(TARGET, N), stubborn)
+    np.testing.assert_allclose(stubborn(tql.alpha()), np.full((3, 2), 0.9 * math.log(N)), atol=0.02)
+
+
+def test_a_signed_temperature_is_limited_on_both_sides():
+    """The attention loss takes no more than 100 either way."""
+    for sign in (1, -1):
+        controller = eqx.tree_at(lambda c: c.r, SignedTemperature(((1.0, 1.0),), N), jnp.full((1, 2), 6.0 * sign))
+        np.testing.assert_allclose(controller.attention_loss(jnp.full((1, 2), 0.5)), -50.0 * sign, rtol=1e-6)

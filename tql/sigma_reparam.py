@@ -35,9 +35,7 @@ def spectral_norm(W: Float[Array, "d_out d_in"]) -> Float[Array, ""]:
     unit = lambda x: x / (jnp.linalg.norm(x) + EPS)
     constant = jax.lax.stop_gradient(W)
     u = unit(jnp.ones(W.shape[0], W.dtype))
-    for _ in range(ROUNDS):
-        v = unit(constant.T @ u)
-        u = unit(constant @ v)
+    u = jax.lax.fori_loop(0, ROUNDS, lambda _, u: unit(constant @ unit(constant.T @ u)), u)
     v = unit(constant.T @ u)
     return jnp.maximum(u @ W @ v, EPS)
 
