@@ -14,8 +14,8 @@ from conftest import MAZE, TINY_OPTIONS
 
 from tql import __main__ as command_line
 from tql import run as runs
-from tql.__main__ import COMMANDS, Train, main, train_defaults
-from tql.config import EXPECTED, PRESETS, Config
+from tql.__main__ import COMMANDS, Train, main, presets_of, train_defaults
+from tql.config import EXPECTED, METHODS, PRESETS, Config
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 
@@ -76,7 +76,16 @@ def test_every_option_is_explained(name):
 def test_help_names_every_preset_and_only_those(tql):
     status, text = tql("train", "--help")
     listed = re.search(r"--preset STR(.*?)\(default", re.sub(r"[\s│]+", " ", text))[1]
-    assert status == 0 and re.findall(r"\b(cpu[\w-]*|paper-[\w.]+M|overnight)\b", listed) == list(PRESETS)
+    of_tql, others = listed.split("every other method")
+    presets = r"\b(cpu[\w-]*|pocket|paper[\w.-]*|overnight)\b"
+    assert status == 0 and re.findall(presets, of_tql) == list(PRESETS)
+    assert all(re.findall(presets, others) == list(presets_of(method)) for method in METHODS if method != "tql")
+
+
+def test_help_names_every_method_and_only_those(tql):
+    status, text = tql("train", "--help")
+    listed = re.search(r"--method STR What to train: (.*?)\. \(default: tql\)", re.sub(r"[\s│]+", " ", text))[1]
+    assert status == 0 and listed.split(", ") == list(METHODS)
 
 
 # Errors.
@@ -90,8 +99,15 @@ def test_a_wrong_task_gets_the_nearest_right_one(command, tql, tmp_path):
 
 
 def test_a_wrong_preset_gets_the_list(tql):
-    expected = f"tql: there is no preset 'huge'; choose one of {', '.join(PRESETS)}."
+    expected = f"tql: there is no preset 'huge' of tql; choose one of {', '.join(PRESETS)}."
     assert is_one_line(tql("train", MAZE, "--preset", "huge")) == is_one_line(tql("train", MAZE, "--preset=huge")) == expected
+    expected = "tql: there is no preset 'cpu' of fql; choose one of pocket, paper."
+    assert is_one_line(tql("train", MAZE, "--method", "fql", "--preset", "cpu")) == expected
+
+
+def test_a_wrong_method_gets_the_list(tql):
+    expected = f"tql: there is no method 'qfl'; choose one of {', '.join(METHODS)}."
+    assert is_one_line(tql("train", MAZE, "--method", "qfl")) == is_one_line(tql("train", MAZE, "--method=qfl")) == expected
 
 
 def test_no_task(tql):
@@ -181,7 +197,10 @@ def test_presets_follow_the_task():
         "puzzle-3x3-play-singletask-v0"
     )
     assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE), preset="cpu-sarsa")
-    assert train_defaults([MAZE]) == Train(PRESETS["cpu"](MAZE)) and Train.preset == "cpu"
+    assert train_defaults([MAZE]) == Train(PRESETS["cpu"](MAZE), method="tql", preset="cpu")
+    for method in METHODS:
+        name, preset = next(iter(presets_of(method).items()))
+        assert train_defaults([MAZE, "--method", method]) == Train(preset(MAZE), method=method, preset=name)
 
 
 def every_option(values, prefix="--"):
@@ -196,7 +215,7 @@ def every_option(values, prefix="--"):
 def test_every_setting_of_a_run_is_an_option(tql):
     _, text = tql("train", "--help")
     names = [name for name, _ in every_option(Config(MAZE))]
-    assert len(names) > 25 and [name for name in names if f"{name} " not in text] == []
+    assert len(names) > 25 and [name for name in names if not re.search(rf"{name}[ ,]", text)] == []
 
 
 def test_options_override_the_preset(monkeypatch, tql):
@@ -218,14 +237,14 @@ def test_train_resume_evaluate_plot(tql, tmp_path, maze_file, finished, monkeypa
     monkeypatch.setitem(EXPECTED, ("cpu", MAZE), "a measured number")
     status, text = tql(*command)
     assert status == 0 and f"run directory {run}" in text and f"plot: {run / 'plot.png'}" in text
-    assert "one-step policy: solved 1 of 3 episodes: 33%" in text and "behaviour flow alone: solved 1 of 3" in text
+    assert "policy: solved 1 of 3 episodes: 33%" in text and "behaviour flow alone: solved 1 of 3" in text
     steps = [line["step"] for line in runs.read_metrics(run)]
     assert steps == [line["step"] for line in runs.read_metrics(finished)]
 
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix != ".png"}
     for again in (["train", MAZE, "--out", run, "--resume"], [*command, "--resume"]):
         status, text = tql(*again)
-        assert status == 0 and "one-step policy: solved 1 of 3" in text
+        assert status == 0 and "policy: solved 1 of 3" in text
         assert {path.name: path.read_bytes() for path in run.iterdir() if path.suffix != ".png"} == before
     other = [*command, "--resume", "--tau", "0.5"]
     assert "was started with other settings (tau: 0.5 instead of 0.02)" in is_one_line(tql(*other))

@@ -51,8 +51,8 @@ def test_a_run_with_control_shows_what_its_files_say(finished, tmp_path, drawn):
     gain = [line["actor_q"] - line["q_mean"] for line in metrics]
     np.testing.assert_array_equal(lines_of(actor)["Q(s, policy) - Q(s, data)"], gain)
     rates = {container.get_label(): container.lines[0].get_ydata() for container in success.containers}
-    assert rates.keys() == {"one-step policy", "behaviour flow alone"}
-    np.testing.assert_allclose(rates["one-step policy"], [1 / 3] * 3)
+    assert rates.keys() == {"policy", "behaviour flow alone"}
+    np.testing.assert_allclose(rates["policy"], [1 / 3] * 3)
     assert not any(texts_of(axis) for axis in drawn[0].axes)
 
 
@@ -76,7 +76,7 @@ def test_a_critic_alone_without_control_says_what_there_is_not(critic_alone, tmp
 def test_success_is_drawn_with_wilson_s_interval():
     axis = Figure().subplots()
     rows = [dict(step=step, policy="policy", success=i < solved) for step, solved in ((100, 0), (200, 3)) for i in range(7)]
-    draw_success(axis, rows[::-1], "flow")
+    draw_success(axis, rows[::-1], acts=True)
     (container,) = axis.containers
     low, high = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()]).T
     np.testing.assert_allclose(container.lines[0].get_ydata(), [0, 3 / 7])

@@ -10,7 +10,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from tql.config import EXPECTED, METHODS, PRESETS, Task, TrainingConfig
+from tql.config import EXPECTED, METHODS, PRESETS, Config, Task, TrainingConfig
 from tql.workspace import CHECKOUT
 
 
@@ -260,7 +260,7 @@ def option(arguments: list[str], name: str) -> str | None:
 
 
 COMMANDS = {
-    **{"data": Data, "train": Train, "evaluate": Evaluate, "render": Render, "plot": Plot, "analyse": Analyse},
+    **{"data": Data, "train": Train[Config], "evaluate": Evaluate, "render": Render, "plot": Plot, "analyse": Analyse},
     **{"bench": Bench, "benchmark": Benchmark},
 }
 

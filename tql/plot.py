@@ -94,10 +94,13 @@ def draw_temperatures(axis: Axes, steps: np.ndarray, alpha: np.ndarray) -> None:
 
 
 def draw_q(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
-    mean, std = metrics["q_mean"], metrics["q_std"]
-    axis.plot(steps, mean, label="Q(s, a) of the data: mean, +- sd")
-    axis.fill_between(steps, mean - std, mean + std, alpha=0.2)
-    axis.plot(steps, metrics["target_mean"], "--", label="TD target")
+    """What of it a method logs: the mean, its spread over the batch, the mean of the target."""
+    mean = metrics["q_mean"]
+    axis.plot(steps, mean, label="Q(s, a) of the data: mean, +- sd" if "q_std" in metrics else "Q(s, a) of the data: mean")
+    if "q_std" in metrics:
+        axis.fill_between(steps, mean - metrics["q_std"], mean + metrics["q_std"], alpha=0.2)
+    if "target_mean" in metrics:
+        axis.plot(steps, metrics["target_mean"], "--", label="TD target")
     axis.set(title="Q", ylabel="discounted reward")
     axis.legend(fontsize="small")
 
