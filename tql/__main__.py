@@ -54,8 +54,7 @@ class Train(Generic[Settings]):
     """Train TQL or another method on a task, evaluate it in the real environment and plot the run."""
 
     config: Annotated[Settings, arg(name="")]
-    method: str = "tql"
-    """What to train: tql, bc, iql, rebrac, fbrac, ifql, fql, floq, q-transformer, pac."""
+    method: Annotated[str, arg(help=f"What to train: {', '.join(METHODS)}.")] = "tql"
     preset: str = ""
     """Where the settings start from; other options override them. TQL: cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
     paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper."""

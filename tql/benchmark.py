@@ -185,7 +185,7 @@ def run_all(
     running: dict[str, tuple[BaseProcess, int]] = {}
     failed: list[str] = []
     weights = costs({name: members[name] for name in waiting}, 1e11)
-    bar = tqdm(total=round(sum(weights.values())), desc="benchmark", unit="unit", dynamic_ncols=True, smoothing=0.05)
+    bar = tqdm(total=round(sum(weights.values())), desc="benchmark", bar_format="{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}")
     with stop_signals() as stop, bar:
         while (waiting or running) and not stop and time.monotonic() < deadline:
             while waiting and len(running) < processes:
@@ -199,7 +199,7 @@ def run_all(
                 weights.pop(name)
             left = sum(weight * (1 - share_done(folder / name, members[name])) for name, weight in weights.items())
             bar.update(max(0, round(bar.total - left) - bar.n))
-            time.sleep(0.2)
+            time.sleep(1)
         for process, _ in running.values():
             process.terminate()
         for process, _ in running.values():
