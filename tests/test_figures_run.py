@@ -68,7 +68,8 @@ def test_the_cpu_preset():
         group, control, width, seed = re.fullmatch(r"(.+)-(\w+)-(\d+)-seed(\d)", name).groups()
         assert (config.control.kind, config.critic.d_model, config.seed) == (control, int(width), int(seed))
         assert without(config) == without(groups[group]), "all but width, control and seed"
-        assert config.control.target is None and config.critic.layers == (4 if group == "depth4" else 2), "the same target in nats for all: 0.8 ln(n)"
+        layers = 4 if group == "depth4" else 2
+        assert config.control.target is None and config.critic.layers == layers, "the same target in nats for all: 0.8 ln(n)"
         assert config.episodes == (50 if group == "agent" else 0) or config.actor.kind == "dataset"
         assert run.episodes(config) == (120 if group == "agent" else 100)
     others = {name: config for name, config in members.items() if not name.startswith("returns")}

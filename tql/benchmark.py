@@ -127,9 +127,8 @@ def flops_of(config: TrainingConfig) -> float:
     n_s, B = STATE_SIZES[Task.parse(config.task).domain], config.batch_size
     s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, 5)), -jnp.arange(B, dtype=float)
     data = Batch(s, a, r, jnp.ones(B), s, a)
-    agent = initialise(n_s, 5, config, statistics(data))
-    batch = agent.prepare(data, config)
-    return matmul_flops(lambda: agent.update(batch, jr.key(0)))
+    batch = method_class(config.method).prepare(data, config)
+    return matmul_flops(lambda: initialise(n_s, 5, config, statistics(data)).update(batch, jr.key(0)))
 
 
 def costs(members: dict[str, TrainingConfig], rate: float) -> dict[str, float]:
