@@ -128,7 +128,7 @@ def test_an_update_is_deterministic_and_survives_a_checkpoint(method, tmp_path):
     data, path = data_for(method), tmp_path / "step-000000002.checkpoint"
     agent, history = by_hand(fresh(method), data, 4)
     middle, _ = by_hand(fresh(method), data, 2)
-    assert types(middle) == types(fresh(method)), "an array turned into one of another type (a weak one?): every chunk would be compiled again"
+    assert types(middle) == types(fresh(method)), "an array turned into another type (a weak one?): every chunk would be compiled"
     checkpoint.save(path, middle)
     loaded = checkpoint.load(path, tiny(method))
     assert int(loaded.step) == 2 and jax.tree.structure(loaded) == jax.tree.structure(middle) and types(loaded) == types(middle)
