@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import tyro
 from conftest import MAZE, TINY_OPTIONS
@@ -16,6 +17,7 @@ from tql import __main__ as command_line
 from tql import run as runs
 from tql.__main__ import COMMANDS, Train, main, presets_of, train_defaults
 from tql.config import EXPECTED, METHODS, PRESETS, Config
+from tql.data import Batch
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 
@@ -136,6 +138,15 @@ def test_a_dataset_that_is_named_and_missing_is_not_generated(tql, tmp_path, mon
     monkeypatch.setattr("tql.collect.collect", lambda *_, **__: pytest.fail("generated"))
     answer = tql("train", MAZE, *TINY_OPTIONS, "--data", tmp_path / "no.npz", "--out", tmp_path / "run")
     assert "no.npz: there is no such file" in is_one_line(answer) and not list(tmp_path.iterdir())
+
+
+def test_a_dataset_that_a_method_cannot_use_leaves_nothing(tql, tmp_path, monkeypatch, maze_file):
+    """What a method says is as good as what the rest of the package says: one line."""
+    pairs, numbers = jnp.ones((7, 2)), jnp.ones(7)
+    alike = Batch(pairs, pairs, -numbers, numbers, pairs, pairs)
+    monkeypatch.setattr("tql.run.load", lambda task, path: (alike, alike))
+    answer = tql("train", MAZE, "--method", "q-transformer", "--d-model", 8, "--data", maze_file, "--out", tmp_path / "run")
+    assert "every reward of the dataset is -1" in is_one_line(answer) and not list(tmp_path.iterdir())
 
 
 def test_a_dataset_that_is_not_named_is_generated(tql, tmp_path, monkeypatch, maze_file):
