@@ -20,7 +20,7 @@ from tql.loop import train_chunk
 GAMMA, ROWS, UPDATES = 0.9, 224, 300
 A, B = (1.0, 0.0), (0.0, 1.0)
 METHODS = ("bc", "iql", "ifql", "rebrac", "fbrac", "fql")
-TIES = {"iql": dict(alpha=10.0), "rebrac": dict(alpha_actor=0.1, alpha_critic=0.0), "fbrac": dict(alpha_bc=0.03), "fql": dict(alpha_bc=0.03)}
+TIES = {"iql": dict(alpha=10.0), "rebrac": dict(alpha_actor=0.1, alpha_critic=0.0)} | dict.fromkeys(("fbrac", "fql"), dict(alpha_bc=0.03))
 CLOSE = 0.07
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
