@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import tyro
 from conftest import MAZE, TINY_OPTIONS
@@ -16,6 +17,7 @@ from tql import __main__ as command_line
 from tql import run as runs
 from tql.__main__ import COMMANDS, Train, main, presets_of, train_defaults
 from tql.config import EXPECTED, METHODS, PRESETS, Config
+from tql.data import Batch
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 
@@ -138,6 +140,15 @@ def test_a_dataset_that_is_named_and_missing_is_not_generated(tql, tmp_path, mon
     assert "no.npz: there is no such file" in is_one_line(answer) and not list(tmp_path.iterdir())
 
 
+def test_a_dataset_that_a_method_cannot_use_leaves_nothing(tql, tmp_path, monkeypatch, maze_file):
+    """What a method says is as good as what the rest of the package says: one line."""
+    pairs, numbers = jnp.ones((7, 2)), jnp.ones(7)
+    alike = Batch(pairs, pairs, -numbers, numbers, pairs, pairs)
+    monkeypatch.setattr("tql.run.load", lambda task, path: (alike, alike))
+    answer = tql("train", MAZE, "--method", "q-transformer", "--d-model", 8, "--data", maze_file, "--out", tmp_path / "run")
+    assert "every reward of the dataset is -1" in is_one_line(answer) and not list(tmp_path.iterdir())
+
+
 def test_a_dataset_that_is_not_named_is_generated(tql, tmp_path, monkeypatch, maze_file):
     asked = []
 
@@ -257,6 +268,29 @@ def test_train_resume_evaluate_plot(tql, tmp_path, maze_file, finished, monkeypa
     (run / "plot.png").unlink()
     assert str(run / "plot.png") in tql("plot", run)[1] and (run / "plot.png").exists()
     assert "there is no policy 'random'" in is_one_line(tql("render", run, "--policy", "random"))
+
+
+def test_another_method(tql, tmp_path, maze_file):
+    """Trained, continued, evaluated and drawn by the same commands, its own options included."""
+    run = tmp_path / "run"
+    small = "--seed 3 --hidden 7 --critic-hidden 7 --flow-steps 2 --batch-size 5 --steps 4 --alpha-bc 2.5".split()
+    every = "--updates-per-call 2 --log-every 2 --checkpoint-every 2 --evaluate-every 4 --episodes 3".split()
+    command = ["train", MAZE, "--method", "fql", *small, *every, "--data", maze_file, "--out", run]
+    status, text = tql(*command)
+    assert status == 0 and f"plot: {run / 'plot.png'}" in text and "policy: solved 1 of 3 episodes: 33%" in text
+    assert "what to expect" not in text and "behaviour" not in text
+    about = json.loads((run / "config.json").read_text())
+    assert (about["method"], about["config"]["alpha_bc"], about["config"]["hidden"]) == ("fql", 2.5, [7])
+    before = (run / "metrics.jsonl").read_bytes()
+    for again in (["train", MAZE, "--out", run, "--resume"], [*command, "--resume"]):
+        assert tql(*again)[0] == 0 and (run / "metrics.jsonl").read_bytes() == before
+    other = is_one_line(tql("train", MAZE, "--method", "iql", "--out", run, "--resume"))
+    assert "was started with other settings (method: iql instead of fql)" in other
+    assert "policy at update 4: solved 1 of 5" in tql("evaluate", run, "--episodes", "5")[1]
+    assert "there is no policy 'behaviour'; choose one of policy" in is_one_line(tql("render", run, "--policy", "behaviour"))
+    assert "is a run of fql; only TQL's critic has attention" in is_one_line(tql("analyse", run))
+    status, text = tql("train", MAZE, "--method", "fql", "--control.kind", "none")
+    assert status != 0 and "control.kind" in text, "an option of TQL"
 
 
 def test_a_critic_alone(tql, tmp_path, maze_file):

@@ -278,7 +278,7 @@ def main() -> None:
     except Exception as error:
         # What tql itself says with `raise`, and errors of files, are messages to the user; any other is a defect and shows where.
         origin = traceback.extract_tb(error.__traceback__)[-1]
-        said = Path(origin.filename).parent == Path(__file__).parent and (origin.line or "").startswith("raise ")
+        said = Path(__file__).parent in Path(origin.filename).parents and (origin.line or "").startswith("raise ")
         if said or isinstance(error, OSError):
             sys.exit(f"tql: {error}")
         raise

@@ -205,9 +205,10 @@ def start(config: TrainingConfig, dataset: Path, run: Path, data: Batch | None =
     if data is None:
         data, _ = load(Task.parse(config.task), dataset)
     agent = _fresh(config, data)
+    prepared = agent.prepare(data, config)
     run.mkdir(parents=True, exist_ok=True)
     write_settings(run, agent, dataset)
-    return agent, agent.prepare(data, config)
+    return agent, prepared
 
 
 def _fresh(config: TrainingConfig, data: Batch) -> AbstractAgent:
