@@ -25,12 +25,11 @@ from statistics import median
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from tqdm import tqdm
 
 from tql import run as runs
 from tql.agent import initialise, method_class
-from tql.bench import best_matmul_rate, matmul_flops
+from tql.bench import best_matmul_rate, update_flops
 from tql.collect import official_episodes
 from tql.config import METHODS, SIZES, Task, TrainingConfig
 from tql.data import Batch, statistics
@@ -128,7 +127,7 @@ def flops_of(config: TrainingConfig) -> float:
     s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, 5)), -jnp.arange(B, dtype=float)
     data = Batch(s, a, r, jnp.ones(B), s, a)
     agent = initialise(n_s, 5, config, statistics(data))
-    return matmul_flops(lambda: agent.update(agent.prepare(data, config), jr.key(0)))
+    return update_flops(agent, agent.prepare(data, config))
 
 
 def costs(members: dict[str, TrainingConfig], rate: float) -> dict[str, float]:
