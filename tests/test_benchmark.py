@@ -169,7 +169,7 @@ def test_every_domain_of_the_presets_has_a_state_size():
 
 TINY = replace(
     settings("bc", "pocket", MAZE, 0),
-    **dict(steps=400, batch_size=7, hidden=(8,), updates_per_call=1, log_every=4, checkpoint_every=1, evaluate_every=400, episodes=0),
+    **dict(steps=160, batch_size=7, hidden=(8,), updates_per_call=1, log_every=4, checkpoint_every=1, evaluate_every=160, episodes=0),
 )
 FIRST, SECOND, LOST = (f"{MAZE}/{label}" for label in ("bc-seed0", "bc-seed1", "bc-seed2"))
 RUNS = {LOST: replace(TINY, seed=2), FIRST: TINY, SECOND: replace(TINY, seed=1)}
@@ -203,8 +203,8 @@ def test_a_failure_costs_only_itself(called):
     assert outcome == Outcome(done=[FIRST, SECOND], failed=[LOST], missing=[])
     assert "FileNotFoundError" in (log := (folder / f"{LOST}.log").read_text()) and "lost.npz: there is no such file" in log
     for name in (FIRST, SECOND):
-        assert is_done(folder / name, RUNS[name]) and steps_of(folder / name) == [400, 399]
-        assert [line["step"] for line in metrics_of(folder / name)] == list(range(4, 401, 4))
+        assert is_done(folder / name, RUNS[name]) and steps_of(folder / name) == [160, 159]
+        assert [line["step"] for line in metrics_of(folder / name)] == list(range(4, 161, 4))
     assert metrics_of(folder / FIRST) != metrics_of(folder / SECOND), "another seed is another run"
 
 
@@ -221,14 +221,15 @@ def test_stopped_by_its_minutes_then_by_a_signal_it_ends_bit_for_bit_the_same(ca
     folder, data, _ = called
     share = lambda: bench.share_done(tmp_path / FIRST, TINY)
     go = lambda **options: run_all({FIRST: TINY}, data, tmp_path, processes=1, **options)
+    wait = bench.time.sleep
     with monkeypatch.context() as patch:
+        patch.setattr(bench.time, "sleep", lambda seconds: wait(seconds / 10))
         patch.setattr(bench.time, "monotonic", lambda: 121.0 if share() > 0 else 0.0)
         assert go(minutes=2) == Outcome([], [], [FIRST])
     assert 0 < (stopped := share()) < 1 and "stopped by SIGTERM" in (tmp_path / f"{FIRST}.log").read_text()
-    wait = bench.time.sleep
 
     def signalled(seconds):
-        wait(seconds)
+        wait(seconds / 10)
         if share() > stopped:
             os.kill(os.getpid(), signal.SIGTERM)
 
