@@ -225,7 +225,7 @@ def test_stopped_by_its_minutes_then_by_a_signal_it_ends_bit_for_bit_the_same(ca
     with monkeypatch.context() as patch:
         patch.setattr(bench.time, "sleep", lambda seconds: wait(seconds / 10))
         patch.setattr(bench.time, "monotonic", lambda: 121.0 if share() > 0 else 0.0)
-        assert go(minutes=2) == Outcome([], [], [FIRST])
+        assert go(minutes=2.0) == Outcome([], [], [FIRST])
     assert 0 < (stopped := share()) < 1 and "stopped by SIGTERM" in (tmp_path / f"{FIRST}.log").read_text()
 
     def signalled(seconds):
