@@ -211,19 +211,22 @@ class Benchmark:
 class Bench:
     """Measure updates per second on this machine, beside the same update in a plain Python loop."""
 
+    method: str = ""
+    """The paper's settings of one method (tql, bc, iql, ...) or of all; TQL's critic at several widths unless given."""
     d_model: tuple[int, ...] = (64, 128, 256, 512)
-    """Critic widths."""
+    """Widths of TQL's critic, without --method."""
     batch_size: tuple[int, ...] = (64, 256)
-    """Transitions per update."""
+    """Transitions per update, without --method."""
     repeats: int = 3
     """Alternating measurements of both loops; medians are printed."""
     seconds: float = 4.0
     """Least time per measurement."""
 
     def __call__(self) -> None:
-        from tql.bench import bench
+        from tql.bench import bench, methods, widths
 
-        bench(self.d_model, self.batch_size, self.repeats, self.seconds)
+        configs = methods(self.method) if self.method else widths(self.d_model, self.batch_size)
+        bench(configs, self.repeats, self.seconds)
 
 
 def train_defaults(arguments: list[str]) -> Train:

@@ -1,7 +1,8 @@
 """Updates per second of the shipped loop, side by side with the same update in a plain Python loop.
 
-The plain loop is how the published codes work: one jitted call per update, whole last block, batches gathered on the host. Both run
-alternately in one process, a fresh one per size, so that compile time and peak memory are that size's own.
+The plain loop is how the published codes work: one jitted call per update, nothing donated, batches gathered on the host, and of TQL's
+critic the whole last block. Both run alternately in one process, a fresh one per row, so that compile time and peak memory are that
+row's own. `over ideal` is the measured time of an update over that of its matrix products at the best rate and of its calls alone.
 """
 
 import math
@@ -19,17 +20,166 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from tql.config import ActorConfig, Config, CriticConfig
+from tql.agent import AbstractAgent, Metrics, initialise, method_class
+from tql.config import METHODS, SIZES, Config, CriticConfig, TrainingConfig
 from tql.critic import AbstractTransformerCritic, Critic
-from tql.data import Batch
-from tql.loop import Agent, initialise, train_chunk, update
+from tql.data import Batch, statistics
+from tql.loop import Agent, train_chunk
+from tql.optimise import copy
 
+TASK = "cube-double-play-singletask-v0"
 N_S, N_A = 37, 5
 """Of cube-double."""
 ROWS = 100_000
 """Transitions of the synthetic dataset: the speed does not depend on what they are."""
+LONG_UPDATE = 0.06
+"""Seconds of matrix products from which on an update counts as long: so few go into a call then that it does not last a minute."""
+
+Loop = Callable[[int], AbstractAgent]
+"""Makes a number of updates, going on from where it stopped, and waits for them; the agent after the last one."""
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------------
+
+
+def widths(d_models: tuple[int, ...], batch_sizes: tuple[int, ...]) -> dict[str, TrainingConfig]:
+    """TQL with critics of these widths (two layers) and the paper's actor, 4 x 512, at every batch size."""
+    sizes = [(d_model, batch_size) for d_model in d_models for batch_size in batch_sizes]
+    return {f"tql {d}, batch {B}": Config(TASK, batch_size=B, critic=CriticConfig(d_model=d)) for d, B in sizes}
+
+
+def methods(method: str) -> dict[str, TrainingConfig]:
+    """The paper's settings of a method, or of "all"; TQL's at its smallest size. Raises `ValueError` for a wrong name."""
+    names = METHODS if method == "all" else (method,)
+    presets = {name: f"paper-{next(iter(SIZES))}" if name == "tql" else "paper" for name in names}
+    return {name: method_class(name).presets[preset](TASK) for name, preset in presets.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one method at one size."""
+
+    name: str
+    shipped: tuple[float, ...]
+    """Updates per second, one per repeat."""
+    plain: tuple[float, ...]
+    flops: float
+    """Of the matrix products of one update, by count."""
+    matmul_rate: float
+    """Floating-point operations per second of the best square float32 product, measured in the same process."""
+    call_seconds: float
+    """Of one jitted call that computes next to nothing, waited for."""
+    updates_per_call: int
+    """Of the shipped loop."""
+    compile_seconds: float
+    peak_bytes: int
+
+    @property
+    def over_ideal(self) -> float:
+        """Measured seconds of an update / (flops / matmul_rate + call_seconds / updates_per_call)."""
+        return 1 / median(self.shipped) / (self.flops / self.matmul_rate + self.call_seconds / self.updates_per_call)
+
+    def __str__(self) -> str:
+        fast, slow = median(self.shipped), median(self.plain)
+        ratios = [a / b for a, b in zip(self.shipped, self.plain, strict=True)]
+        rate = fast * self.flops
+        return (
+            f"{self.name:<18} {fast:>9.2f} {slow:>9.2f} {fast / slow:>6.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"{self.flops / 1e9:>10.2f} {rate / 1e9:>8.1f} {rate / self.matmul_rate:>9.0%} {self.over_ideal:>10.2f} "
+            f"{self.updates_per_call:>8} {self.compile_seconds:>9.1f} {self.peak_bytes / 1e9:>7.2f}"
+        )
+
+
+HEADER = f"{'':<18}   shipped     plain  ratio (over repeats)  GFLOP/upd  GFLOP/s of matmul over ideal upd/call compile s peak GB"
+
+
+def bench(configs: dict[str, TrainingConfig], repeats: int, seconds: float) -> list[Row]:
+    """Measures every configuration in a process of its own and prints a table."""
+    print(f"cube-double shapes (n_s {N_S}, n_a {N_A}); updates per second, median of {repeats} alternating repeats")
+    print(HEADER, flush=True)
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for name, config in configs.items():
+            rows.append(pool.submit(measure, name, config, repeats, seconds).result())
+            print(rows[-1], flush=True)
+    rate, call = (median(getattr(row, name) for row in rows) for name in ("matmul_rate", "call_seconds"))
+    print(f"best float32 matrix product: {rate / 1e9:.0f} GFLOP/s on {jax.devices()[0].device_kind}; an empty call: {1e6 * call:.0f} us")
+    return rows
+
+
+def measure(name: str, config: TrainingConfig, repeats: int, seconds: float) -> Row:
+    """Both loops, alternating, each at least `seconds` per repeat."""
+    data = synthetic()
+    agent = initialise(N_S, N_A, config, statistics(data))
+    data = agent.prepare(data, config)
+    flops, best, call_seconds = update_flops(agent, data), best_matmul_rate(), empty_call_seconds()
+    plain = plain_loop(agent, data)
+    plain(1)
+
+    updates = 20 if flops < LONG_UPDATE * best else 2
+    began = time.perf_counter()
+    shipped = shipped_loop(agent, data, updates)
+    compile_seconds = time.perf_counter() - began
+    shipped(updates)
+
+    fast, slow = [], []
+    for _ in range(repeats):
+        fast.append(rate(shipped, updates, seconds))
+        slow.append(rate(plain, 1, seconds))
+    return Row(name, tuple(fast), tuple(slow), flops, best, call_seconds, updates, compile_seconds, peak_bytes())
+
+
+def synthetic(rows: int = ROWS) -> Batch:
+    """Random transitions of cube-double's sizes; a hundredth of them solved, so that there are two rewards."""
+    draw = np.random.default_rng(0)
+    s, s_next = (jnp.asarray(draw.normal(size=(rows, N_S)).astype(np.float32)) for _ in range(2))
+    a, a_next = (jnp.asarray(draw.uniform(-1, 1, size=(rows, N_A)).astype(np.float32)) for _ in range(2))
+    solved = jnp.asarray((np.arange(rows) % 100 == 0).astype(np.float32))
+    return Batch(s, a, solved - 1, 1 - solved, s_next, a_next)
+
+
+# ---- the two loops ---------------------------------------------------------------------------------------------------------
+
+
+def shipped_loop(agent: AbstractAgent, data: Batch, updates_per_call: int) -> Loop:
+    """`train_chunk`, compiled here. It makes whole chunks only."""
+    inputs = data, updates_per_call
+    chunk = train_chunk.lower(inputs, agent).compile()
+    holder = [copy(agent)]
+
+    def run(updates: int) -> AbstractAgent:
+        for _ in range(updates // updates_per_call):
+            holder[0], metrics = chunk(inputs, holder[0])
+        jax.block_until_ready(metrics)
+        return holder[0]
+
+    return run
+
+
+def plain_loop(agent: AbstractAgent, data: Batch) -> Loop:
+    """One jitted call per update; compiled at its first."""
+    rows = jax.tree.map(np.asarray, data)
+    arrays, static = eqx.partition(as_published(agent), eqx.is_array)
+    holder = [arrays]
+    draw = np.random.default_rng(0)
+
+    @jax.jit
+    def update(arrays: PyTree, batch: Batch) -> tuple[PyTree, Metrics]:
+        agent = eqx.combine(arrays, static)
+        agent, metrics = agent.update(batch, jr.fold_in(agent.key, agent.step))
+        return eqx.filter(agent, eqx.is_array), metrics
+
+    def run(updates: int) -> AbstractAgent:
+        for _ in range(updates):
+            picked = draw.integers(len(rows.rewards), size=agent.config.batch_size)
+            holder[0], metrics = update(holder[0], jax.tree.map(lambda x: jnp.asarray(x[picked]), rows))
+        jax.block_until_ready(metrics)
+        return eqx.combine(holder[0], static)
+
+    return run
 
 
 class PlainCritic(AbstractTransformerCritic):
@@ -52,140 +202,59 @@ class PlainCritic(AbstractTransformerCritic):
         return self.critic.read_out(x[0]), jnp.stack(logits)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was measured at one size."""
-
-    d_model: int
-    batch_size: int
-    shipped: tuple[float, ...]
-    """Updates per second, one per repeat."""
-    plain: tuple[float, ...]
-    flops: float
-    """Of the matrix products of one update, by count."""
-    matmul_rate: float
-    """Floating-point operations per second of the best square float32 product, measured in the same process."""
-    compile_seconds: float
-    peak_bytes: int
-
-    def __str__(self) -> str:
-        fast, slow = median(self.shipped), median(self.plain)
-        ratios = [a / b for a, b in zip(self.shipped, self.plain, strict=True)]
-        rate = fast * self.flops
-        return (
-            f"{self.d_model:>7} {self.batch_size:>5} {fast:>9.2f} {slow:>9.2f} {fast / slow:>6.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) {self.flops / 1e9:>9.2f} {rate / 1e9:>8.1f} "
-            f"{rate / self.matmul_rate:>9.0%} {self.compile_seconds:>8.1f} {self.peak_bytes / 1e9:>7.2f}"
-        )
+def as_published(agent: AbstractAgent) -> AbstractAgent:
+    """TQL with every critic a `PlainCritic`, also those that the optimiser's state mirrors; other methods as they are."""
+    if not isinstance(agent, Agent):
+        return agent
+    is_critic = lambda x: isinstance(x, Critic)
+    return jax.tree.map(lambda x: PlainCritic(x, agent.critic.n, agent.critic.ensemble) if is_critic(x) else x, agent, is_leaf=is_critic)
 
 
-HEADER = "d_model batch   shipped     plain  ratio (over repeats)  GFLOP/upd  GFLOP/s of matmul compile s peak GB"
+# ---- rates and counts ------------------------------------------------------------------------------------------------------
 
 
-def bench(d_models: tuple[int, ...], batch_sizes: tuple[int, ...], repeats: int, seconds: float) -> list[Row]:
-    """Measures every size in a process of its own and prints a table. Actors are the paper's, 4 x 512."""
-    print(f"cube-double shapes (n_s {N_S}, n_a {N_A}), 2 layers, flow actor 4 x 512; median of {repeats} alternating repeats")
-    print(HEADER, flush=True)
-    rows = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        for d_model in d_models:
-            for batch_size in batch_sizes:
-                rows.append(pool.submit(measure, d_model, batch_size, repeats, seconds).result())
-                print(rows[-1], flush=True)
-    print(f"best float32 matrix product: {median(row.matmul_rate for row in rows) / 1e9:.0f} GFLOP/s on {jax.devices()[0].device_kind}")
-    return rows
-
-
-def measure(d_model: int, batch_size: int, repeats: int, seconds: float) -> Row:
-    """Both loops at one size, alternating, each at least `seconds` per repeat."""
-    config = Config(
-        task="cube-double-play-singletask-v0",
-        batch_size=batch_size,
-        critic=CriticConfig(d_model=d_model),
-        actor=ActorConfig(),
-    )
-    data = synthetic()
-    fresh = initialise(N_S, N_A, config)
-    flops = matmul_flops(lambda: update(fresh, jax.tree.map(lambda x: x[:batch_size], data), jr.key(0)))
-    plain = plain_loop(fresh, data)
-    plain(1)
-
-    began = time.perf_counter()
-    chunk_size = 20 if flops < 2e10 else 2  # a call should last neither milliseconds nor a minute
-    chunk = train_chunk.lower((data, chunk_size), fresh).compile()
-    compile_seconds = time.perf_counter() - began
-    agent, metrics = chunk((data, chunk_size), jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, fresh))
-    jax.block_until_ready(metrics)
-    holder = [agent]
-
-    def shipped(calls: int) -> None:
-        for _ in range(calls):
-            holder[0], metrics = chunk((data, chunk_size), holder[0])
-        jax.block_until_ready(metrics)
-
-    fast, slow = [], []
-    for _ in range(repeats):
-        fast.append(chunk_size * rate(shipped, seconds))
-        slow.append(rate(plain, seconds))
-    return Row(d_model, batch_size, tuple(fast), tuple(slow), flops, best_matmul_rate(), compile_seconds, peak_bytes())
-
-
-def synthetic() -> Batch:
-    """Random transitions of cube-double's sizes."""
-    draw = np.random.default_rng(0)
-    s, s_next = (jnp.asarray(draw.normal(size=(ROWS, N_S)).astype(np.float32)) for _ in range(2))
-    a, a_next = (jnp.asarray(draw.uniform(-1, 1, size=(ROWS, N_A)).astype(np.float32)) for _ in range(2))
-    return Batch(s, a, -jnp.ones(ROWS), jnp.ones(ROWS), s_next, a_next)
-
-
-def plain_loop(agent: Agent, data: Batch) -> Callable[[int], None]:
-    """A function that makes a number of updates the plain way, going on from where it stopped."""
-    rows = jax.tree.map(np.asarray, data)
-    as_plain = lambda critic: PlainCritic(critic, critic.n, critic.ensemble)
-    wrapped = (as_plain(agent.critic), as_plain(agent.target_critic))
-    # The optimiser's state mirrors the critic's tree, so it is wrapped alike.
-    state = jax.tree.map(
-        lambda x: as_plain(x) if isinstance(x, Critic) else x, agent.critic_state, is_leaf=lambda x: isinstance(x, Critic)
-    )
-    holder = [eqx.tree_at(lambda a: (a.critic, a.target_critic, a.critic_state), agent, (*wrapped, state))]
-    jitted = eqx.filter_jit(update)
-    draw = np.random.default_rng(0)
-
-    def run(updates: int) -> None:
-        for _ in range(updates):
-            picked = draw.integers(ROWS, size=agent.config.batch_size)
-            batch = jax.tree.map(lambda x: jnp.asarray(x[picked]), rows)
-            holder[0], metrics = jitted(holder[0], batch, jr.fold_in(agent.key, int(draw.integers(2**31))))
-        jax.block_until_ready(metrics)
-
-    return run
-
-
-def rate(loop: Callable[[int], None], seconds: float) -> float:
-    """Calls per second, measured over at least `seconds`."""
-    calls, spent = 1, 0.0
+def rate(loop: Loop, unit: int, seconds: float) -> float:
+    """Updates per second, measured over at least `seconds`; the loop is asked for multiples of `unit`."""
+    units, spent = 1, 0.0
     while True:
         began = time.perf_counter()
-        loop(calls)
+        loop(units * unit)
         spent = time.perf_counter() - began
         if spent >= seconds:
-            return calls / spent
-        calls = math.ceil(calls * max(2.0, 1.1 * seconds / spent)) if spent < seconds / 2 else math.ceil(1.2 * calls * seconds / spent)
+            return units * unit / spent
+        units = math.ceil(units * max(2.0, 1.1 * seconds / spent)) if spent < seconds / 2 else math.ceil(1.2 * units * seconds / spent)
+
+
+def empty_call_seconds() -> float:
+    """Of a jitted call that adds 1 to a number, from the call until the result is there; the median of 200."""
+    plus_one, x, times = jax.jit(lambda x: x + 1), jnp.zeros(()), []
+    for _ in range(201):
+        began = time.perf_counter()
+        plus_one(x).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return median(times[1:])
 
 
 def best_matmul_rate() -> float:
-    """Floating-point operations per second of the best of several square float32 products."""
-    best = 0.0
-    for size in (512, 1024, 2048):
+    """Floating-point operations per second of the best of several square float32 products, large enough for this machine."""
+    best, size, shortest = 0.0, 256, 0.0
+    while size < 2048 or shortest < 0.005 and size < 16384:  # an accelerator multiplies 2048 x 2048 faster than it is called
+        size, shortest = 2 * size, math.inf
         x = jr.normal(jr.key(size), (size, size))
         product = jax.jit(lambda x: x @ x)
         product(x).block_until_ready()
         for _ in range(8):
             began = time.perf_counter()
             product(x).block_until_ready()
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+            shortest = min(shortest, time.perf_counter() - began)
+        best = max(best, 2 * size**3 / shortest)
     return best
+
+
+def update_flops(agent: AbstractAgent, data: Batch) -> float:
+    """Of the matrix products of one update, by count."""
+    batch = jax.tree.map(lambda x: x[: agent.config.batch_size], data)
+    return matmul_flops(lambda: agent.update(batch, jr.key(0)))
 
 
 def matmul_flops(function: Callable[[], object]) -> float:

@@ -113,9 +113,11 @@ def is_done(run: Path, config: TrainingConfig) -> bool:
     """Whether a run made all its updates and episodes. Raises `RunError` if the directory holds a run of other settings."""
     if not (run / "config.json").exists():
         return False
-    if found := runs.differences(config, runs.read_settings(run).config):
+    settings = runs.read_settings(run)
+    if found := runs.differences(config, settings.config):
         raise runs.RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away to run the benchmark's.")
-    evaluated = len(runs.episodes_of(recorded(run / "evaluation.jsonl"), config.steps, "policy")) >= config.episodes
+    rows = recorded(run / "evaluation.jsonl")
+    evaluated = all(len(runs.episodes_of(rows, config.steps, policy)) >= config.episodes for policy in settings.policies)
     return share_done(run, config) == 1 and evaluated
 
 
@@ -132,12 +134,12 @@ def flops_of(config: TrainingConfig) -> float:
 
 
 def costs(members: dict[str, TrainingConfig], rate: float) -> dict[str, float]:
-    """Estimated seconds of training of every run at `rate` floating-point operations per second. Runs that differ by seed and task of a
-    domain cost the same."""
+    """Estimated seconds of training of every run at `rate` floating-point operations per second. Runs that differ by their seed or by the
+    task of one dataset cost the same."""
     of_kind: dict[tuple, float] = {}
     found = {}
     for name, config in members.items():
-        kind = type(config), replace(config, seed=0, task=f"{Task.parse(config.task).domain}-play-singletask-v0")
+        kind = type(config), replace(config, seed=0, task=Task.parse(config.task).dataset_name)
         if kind not in of_kind:
             of_kind[kind] = flops_of(config) * config.steps / (SHARE * rate)
         found[name] = of_kind[kind]
@@ -180,7 +182,7 @@ def run_all(
     """Makes the runs that are missing, `processes` at a time; stops by itself after `minutes`, and on SIGTERM or Ctrl-C, with all saved."""
     waiting = [name for name, config in members.items() if not is_done(folder / name, config)]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and jax.default_backend() == "cpu" else [None]
-    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     running: dict[str, tuple[BaseProcess, int]] = {}
     failed: list[str] = []
     weights = costs({name: members[name] for name in waiting}, 1e11)
@@ -193,7 +195,8 @@ def run_all(
                 running[name] = start_process(members[name], data[name], folder / name, cores[slot % len(cores)]), slot
             for name in [name for name, (process, _) in running.items() if not process.is_alive()]:
                 process, _ = running.pop(name)
-                if process.exitcode != 0 or not is_done(folder / name, members[name]):
+                # After a signal to all of them, a run that ended early was stopped and did not fail.
+                if not stop and (process.exitcode != 0 or not is_done(folder / name, members[name])):
                     failed.append(name)
                 weights.pop(name)
             left = sum(weight * (1 - share_done(folder / name, members[name])) for name, weight in weights.items())
