@@ -63,7 +63,8 @@ def mlp(net, *inputs, norms: bool) -> np.ndarray:
 
 def attend(attention, rows: list, context: list, heads: int, sees=lambda i, j: True, qk_norm: bool = False) -> list[np.ndarray]:
     """What every row reads from the context; row i sees row j where `sees` says so."""
-    q, k, v = ([affine(part, x) for x in xs] for part, xs in ((attention.query, rows), (attention.key, context), (attention.value, context)))
+    maps = ((attention.query, rows), (attention.key, context), (attention.value, context))
+    q, k, v = ([affine(part, x) for x in xs] for part, xs in maps)
     d = len(q[0]) // heads
     out = []
     for i in range(len(rows)):
