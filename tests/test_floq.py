@@ -283,14 +283,15 @@ def learned_chain() -> Floq:
 
 
 def test_a_bandits_good_action_is_found():
-    """Nothing follows; the reward falls with the distance from (.5, -.4). The data are uniform."""
+    """Nothing follows; the reward falls with the distance from (.5, -.4). The data are uniform: what is learned beats 4 of 5 of them."""
     rng, f = np.random.default_rng(19), lambda x: jnp.asarray(x, jnp.float32)
     a = rng.uniform(-1, 1, (60, N_A))
     rewards = -2 * np.abs(a - [0.5, -0.4]).sum(1)
     s = np.zeros((60, N_S))
     agent = trained(Batch(f(s), f(a), f(rewards), f(np.zeros(60)), f(s), f(a)), 600)
     actions = jax.vmap(lambda key: agent.policy("policy")(jnp.zeros(N_S), key))(jr.split(jr.key(0), 101))
-    np.testing.assert_allclose(jnp.mean(actions, axis=0), [0.5, -0.4], atol=0.25)
+    assert np.mean(-2 * np.abs(actions - np.array([0.5, -0.4])).sum(1)) > np.quantile(rewards, 0.8)
+    np.testing.assert_allclose(jnp.mean(actions, axis=0), [0.5, -0.4], atol=0.35)
 
 
 # ---------------------------------------------------------------- settings and checkpoints
