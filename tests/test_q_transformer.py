@@ -46,9 +46,9 @@ def extremes(low: float, high: float, a_low=(-1.0,), a_high=(1.0,)) -> DataStati
 
 def test_golden_bins():
     actions = BinnedActions(extremes(-1.0, 0.0), 64)
-    assert [int(actions.bin(jnp.array([a]))[0]) for a in (-1, -0.97, 0, 0.999, 1)] == [0, 0, 32, 63, 63]
+    assert [int(actions.bin(jnp.array([a]))[0]) for a in (-1.0, -0.97, 0.0, 0.999, 1.0)] == [0, 0, 32, 63, 63]
     assert [float(actions.centre(jnp.array([k]))[0]) for k in (0, 31, 63)] == [-0.984375, -0.015625, 0.984375]
-    assert [int(actions.bin(jnp.array([a]))[0]) for a in (-3, 3)] == [0, 63]
+    assert [int(actions.bin(jnp.array([a]))[0]) for a in (-3.0, 3.0)] == [0, 63]
 
 
 def test_bins_lie_between_the_datasets_extremes_of_each_dimension():
@@ -129,6 +129,10 @@ def test_one_single_reward_is_refused():
 # ---------------------------------------------------------------- the network, by loops
 
 
+values = eqx.filter_jit(lambda net, s, k: net(s, k))
+greedy_bins = eqx.filter_jit(greedy)
+
+
 def make_net(key, rng, layers=2) -> AutoregressiveQ:
     return moved(AutoregressiveQ(N_S, N_A, bins=BINS, d_model=D, layers=layers, heads=HEADS, key=key), rng, 0.5)
 
@@ -159,31 +163,33 @@ def test_the_network_is_that_of_a_loop(x64, getkey):
     rng = np.random.default_rng(7)
     net = make_net(getkey(), rng)
     s, k = rng.normal(size=N_S), np.array([3, 6, 2])
-    np.testing.assert_allclose(eqx.filter_jit(net)(jnp.asarray(s), jnp.asarray(k)), loop_Q(net, s, k), rtol=1e-9)
+    np.testing.assert_allclose(values(net, jnp.asarray(s), jnp.asarray(k)), loop_Q(net, s, k), rtol=1e-9)
 
 
 def test_no_dimension_sees_its_own_bin_or_later_ones(getkey):
     """Bin d changes the values of dimensions above d and of no other; the last bin changes nothing."""
     net = make_net(getkey(), np.random.default_rng(11))
-    f, s, k = eqx.filter_jit(net), jnp.linspace(-1, 1, N_S), np.array([3, 6, 2])
-    base = np.asarray(f(s, jnp.asarray(k)))
+    s, k = jnp.linspace(-1, 1, N_S), np.array([3, 6, 2])
+    f = lambda s, k: np.asarray(values(net, s, jnp.asarray(k)))
+    base = f(s, k)
     for d in range(N_A):
         k_other = k.copy()
         k_other[d] = (k[d] + 3) % BINS
-        change = np.abs(np.asarray(f(s, jnp.asarray(k_other))) - base).max(axis=1)
+        change = np.abs(f(s, k_other) - base).max(axis=1)
         assert (change[: d + 1] == 0).all() and (change[d + 1 :] > 1e-4).all()
-    assert (np.abs(np.asarray(f(2 * s, jnp.asarray(k))) - base).max(axis=1) > 1e-4).all()
+    assert (np.abs(f(2 * s, k) - base).max(axis=1) > 1e-4).all()
 
 
 def test_golden_first_values(getkey):
-    net = AutoregressiveQ(N_S, N_A, bins=BINS, d_model=32, layers=1, heads=1, key=getkey())
-    Q = net(jnp.ones(N_S), jnp.zeros(N_A, int))
-    np.testing.assert_allclose(Q, 0.07586, atol=0.03)
+    net = AutoregressiveQ(N_S, N_A, bins=BINS, d_model=D, layers=2, heads=HEADS, key=getkey())
+    s, k = jnp.ones(N_S), jnp.zeros(N_A, int)
+    Q = values(net, s, k)
+    np.testing.assert_allclose(Q, 0.07586, atol=0.02)
     assert jnp.std(Q) > 1e-3
-    without_U = eqx.tree_at(lambda n: n.U, net, jnp.zeros_like(net.U))
-    np.testing.assert_allclose(without_U(jnp.ones(N_S), jnp.zeros(N_A, int)), 0.07586, atol=5e-6)
-    for name in ("start", "embeddings", "positions", "U"):
-        assert 0.01 < float(jnp.std(getattr(net, name))) < 0.03
+    np.testing.assert_allclose(values(eqx.tree_at(lambda n: n.U, net, jnp.zeros_like(net.U)), s, k), 0.07586, atol=5e-6)
+    for name in ("embeddings", "positions", "U"):
+        assert 0.01 < float(np.std(getattr(net, name))) < 0.03
+    assert 0 < np.abs(np.asarray(net.start)).max() < 0.1
     assert not np.any(weights(net.blocks[0].attention.query)[1]) and (np.asarray(net.final_norm.weight) == 1).all()
 
 
@@ -193,14 +199,14 @@ def test_golden_first_values(getkey):
 def test_greedy_takes_one_dimension_after_another(x64, getkey):
     rng = np.random.default_rng(13)
     net = make_net(getkey(), rng)
-    found = eqx.filter_jit(lambda s: greedy(net, s))
+    net = eqx.tree_at(lambda n: n.embeddings, net, 4 * net.embeddings)
     other = 0
     for s in rng.normal(size=(5, N_S)):
-        k, best = found(jnp.asarray(s))
+        k, best = greedy_bins(net, jnp.asarray(s))
         expected = loop_greedy(net, s)
         assert k.tolist() == expected
         np.testing.assert_allclose(best, loop_Q(net, s, expected)[-1].max(), rtol=1e-9)
-        other += k.tolist() != np.argmax(loop_Q(net, s, [0] * N_A), axis=1).tolist()
+        other += any(k.tolist() != np.argmax(loop_Q(net, s, [n] * N_A), axis=1).tolist() for n in range(BINS))
     assert other, "no state in which a dimension depends on those before: nothing was tested"
 
 
@@ -209,9 +215,9 @@ def test_greedy_is_the_best_of_all_actions_where_q_adds_up(x64, getkey):
     net = make_net(getkey(), np.random.default_rng(17))
     net = eqx.tree_at(lambda n: n.embeddings, net, jnp.ones_like(net.embeddings))
     s = jnp.linspace(-1, 1, N_S)
-    Q = np.asarray(net(s, jnp.zeros(N_A, int)))
+    Q = np.asarray(values(net, s, jnp.zeros(N_A, int)))
     best = max(itertools.product(range(BINS), repeat=N_A), key=lambda k: sum(Q[d, k[d]] for d in range(N_A)))
-    assert tuple(greedy(net, s)[0].tolist()) == best
+    assert tuple(greedy_bins(net, s)[0].tolist()) == best
 
 
 def test_it_acts_with_centres_of_the_online_networks_bins(getkey):
@@ -224,11 +230,12 @@ def test_it_acts_with_centres_of_the_online_networks_bins(getkey):
     agent = eqx.tree_at(lambda a: a.net.c, agent, far)
     s = rng.normal(size=N_S)
     k = loop_greedy(agent.net, s)
-    action = agent.policy("policy")(jnp.asarray(s, jnp.float32), getkey())
+    act = eqx.filter_jit(agent.policy("policy"))
+    action = act(jnp.asarray(s, jnp.float32), getkey())
     expected = [-0.5 + (k[0] + 0.5) / 7, 0.2 + (k[1] + 0.5) / 35, 1.0]
     assert k[2] >= 4
     np.testing.assert_allclose(action, expected, atol=1e-6)
-    np.testing.assert_array_equal(action, agent.policy("policy")(jnp.asarray(s, jnp.float32), getkey()))
+    np.testing.assert_array_equal(action, act(jnp.asarray(s, jnp.float32), getkey()))
 
 
 # ---------------------------------------------------------------- the loss, by loops
@@ -300,13 +307,13 @@ _TRAINED: dict = {}
 
 
 def trained(mode: str, data: Batch, name: str):
-    """The agent and its last metrics after 600 updates."""
+    """The agent and its last metrics after 450 updates."""
     if (mode, name) not in _TRAINED:
         config = replace(CONFIG, mc_mode=mode)
         agent, prepared = initialise(N_S, 2, config, statistics(data)), QTransformer.prepare(data, config)
         with jax.numpy_dtype_promotion("standard"):
             for _ in range(3):
-                agent, metrics = train_chunk((prepared, 200), agent)
+                agent, metrics = train_chunk((prepared, 150), agent)
         _TRAINED[mode, name] = agent, {key: float(x[-1]) for key, x in metrics.items()}
     return _TRAINED[mode, name]
 
@@ -318,8 +325,8 @@ def test_the_authors_returns_prefer_the_cut_and_the_bound_does_not(mode, solves)
     s = jnp.eye(N_S)
     first = agent.policy("policy")(s[0], jr.key(0))
     assert (float(first[0] * first[1]) > 0) == solves
-    best = lambda i: float(greedy(agent.net, s[i])[1])
-    good = float(agent.net(s[0], jnp.array([1, 1]))[1, 1])
+    best = lambda i: float(greedy_bins(agent.net, s[i])[1])
+    good = float(values(agent.net, s[0], jnp.array([1, 1]))[1, 1])
     assert (best(3) > good + 0.05) == (not solves)
     if solves:
         assert best(2) > best(1) + 0.1 > best(0) + 0.2 and best(3) < 0.06
@@ -329,7 +336,7 @@ def test_a_batch_is_fitted():
     """One action per state: values of the data and zeros elsewhere do not contradict each other."""
     agent, metrics = trained("lower_bound", dilemma(action_of_state=True), "one action")
     assert metrics["td_loss"] < 2e-3 and metrics["conservative_loss"] < 2e-3
-    Q = agent.net(jnp.eye(N_S)[1], jnp.array([0, 1]))
+    Q = values(agent.net, jnp.eye(N_S)[1], jnp.array([0, 1]))
     np.testing.assert_allclose([Q[0, 0], Q[1, 1]], 0.5, atol=0.1)
     np.testing.assert_allclose([Q[0, 1], Q[1, 0]], 0.0, atol=0.1)
 
@@ -350,27 +357,20 @@ def test_one_update(batch, optax_promotion):
     fresh = initialise(N_S, 2, CONFIG, statistics(batch))
     net = eqx.tree_at(lambda n: (n.final_norm.weight, n.U), fresh.net, (fresh.net.final_norm.weight * 1e3, fresh.net.U / 1e3))
     agent = replace(fresh, net=net, target_net=moved(fresh.target_net, np.random.default_rng(31)))
-    actions = BinnedActions(agent.statistics, 2)
-    of_net = lambda net: loss(net, agent.target_net, actions, batch, agent.statistics, 0.5, "authors")[0]
     after, metrics = eqx.filter_jit(lambda agent: agent.update(batch, jr.key(0)))(agent)
     assert set(metrics) == {"td_loss", "conservative_loss", "q_mean"} and int(after.step) == 1
 
-    grads = checkpoint.named_arrays(eqx.filter_jit(eqx.filter_grad(of_net))(net))
-    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grads.values()))
-    assert norm > 3
-    momentum = weights(after.net_state[1][0].mu)
-    np.testing.assert_allclose(np.sqrt(sum(np.sum(m**2) for m in momentum)), 0.1, rtol=1e-4)
-
-    before, new, target = (checkpoint.named_arrays(x) for x in (net, after.net, after.target_net))
+    before, new, target, old = (checkpoint.named_arrays(x) for x in (net, after.net, after.target_net, agent.target_net))
+    momentum = checkpoint.named_arrays(after.net_state[1][0].mu)  # a tenth of the gradient
+    np.testing.assert_allclose(np.sqrt(sum(np.sum(np.float64(m) ** 2) for m in momentum.values())), 0.1, rtol=1e-4)
     decayed = {name for name in before if name.endswith(".weight") and "norm" not in name}
     assert len(decayed) == 1 + 6  # the state's map; query, key, value, out and two of the MLP
-    for name, g in grads.items():
-        clear = np.abs(g) > 1e-5 * norm
-        expected = first_adam_step(before[name], g / norm, 1e-2, 0.02 if name in decayed else 0.0)
+    for name, m in momentum.items():
+        clear = np.abs(m) > 1e-6
+        expected = first_adam_step(before[name], 10 * m, 1e-2, 0.02 if name in decayed else 0.0)
         # The scale of the final norm is so large that float32 holds the step to 1e-4 of it.
         np.testing.assert_allclose(new[name][clear], expected[clear], atol=2e-4 if "final_norm" in name else 2e-5, err_msg=name)
-        old = checkpoint.named_arrays(agent.target_net)[name]
-        np.testing.assert_allclose(target[name], 0.1 * new[name] + 0.9 * old, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(target[name], 0.1 * new[name] + 0.9 * old[name], rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------- settings and checkpoints
@@ -392,4 +392,4 @@ def test_a_checkpoint_keeps_the_bins(tmp_path):
     again = checkpoint.load(tmp_path / "c", CONFIG)
     assert same(agent, again) and again.statistics.action_high.tolist() == found.action_high.tolist()
     act = lambda agent: agent.policy("policy")(jnp.ones(N_S), jr.key(0)).tolist()
-    assert act(again) == act(agent) != act(initialise(N_S, 2, CONFIG, extremes(-7.0, -2.0, (-1.0, -1.0), (1.0, 1.0))))
+    assert act(again) == act(agent) != act(replace(agent, statistics=extremes(-7.0, -2.0, (-1.0, -1.0), (1.0, 1.0))))
