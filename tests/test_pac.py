@@ -227,7 +227,7 @@ def test_a_bandits_good_action_is_found():
     s = np.zeros((60, N_S))
     agent = trained(Batch(f(s), f(a), f(rewards), f(np.zeros(60)), f(s), f(a)))
     actions = jax.vmap(lambda key: agent.policy("policy")(jnp.zeros(N_S), key))(jr.split(jr.key(0), 101))
-    assert np.mean(-2 * np.abs(actions - np.array([0.5, -0.4])).sum(1)) > np.quantile(rewards, 0.8)
+    assert np.mean(-2 * np.abs(np.asarray(actions) - [0.5, -0.4]).sum(1)) > np.quantile(rewards, 0.8)
 
 
 # ---------------------------------------------------------------- settings and checkpoints

@@ -307,13 +307,13 @@ _TRAINED: dict = {}
 
 
 def trained(mode: str, data: Batch, name: str):
-    """The agent and its last metrics after 450 updates."""
+    """The agent and its last metrics after 600 updates."""
     if (mode, name) not in _TRAINED:
         config = replace(CONFIG, mc_mode=mode)
         agent, prepared = initialise(N_S, 2, config, statistics(data)), QTransformer.prepare(data, config)
         with jax.numpy_dtype_promotion("standard"):
             for _ in range(3):
-                agent, metrics = train_chunk((prepared, 150), agent)
+                agent, metrics = train_chunk((prepared, 200), agent)
         _TRAINED[mode, name] = agent, {key: float(x[-1]) for key, x in metrics.items()}
     return _TRAINED[mode, name]
 
