@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tql.collect import collect
 from tql.config import Task
-from tql.data import LARGEST_ACTION, Batch, load, regression_to_returns, sample
+from tql.data import LARGEST_ACTION, Batch, goes_on, load, regression_to_returns, returns, sample, statistics
 from tql.environment import make
 from tql.validate import DatasetError, Files, columns_of, read, sha256
 
@@ -409,3 +409,42 @@ def test_returns_that_are_cut_short_are_left_out():
     found = regression_to_returns(two_episodes(), 0.5, horizon=2)
     np.testing.assert_array_equal(found.observations[:, 0], [0, 1, 2, 10])  # more than two steps of their episode are left
     np.testing.assert_allclose(found.rewards, [-1.5, -1, 0, -1.75], atol=1e-7)
+
+
+def test_returns_are_sums_over_what_is_left_of_the_episode():
+    """G_t = sum over the later rows k of the episode of gamma^(k-t) r_k, as long as every mask before k is 1."""
+    rng = np.random.default_rng(5)
+    r, m, goes = rng.normal(size=23), (rng.uniform(size=23) < 0.8).astype(float), rng.uniform(size=23) < 0.8
+    goes[-1] = False
+    expected = []
+    for t in range(23):
+        k, G, factor = t, 0.0, 1.0
+        while True:
+            G += factor * r[k]
+            if not goes[k]:
+                break
+            factor *= 0.7 * m[k]
+            k += 1
+        expected.append(G)
+    np.testing.assert_allclose(returns(r, m, goes, 0.7), expected, atol=1e-12)
+
+
+def test_where_episodes_end():
+    """Where the next row's state is not the one that this row led to, if only in one number; and after the last row."""
+    assert goes_on(two_episodes()).tolist() == [True, True, True, True, False, True, True, False]
+    batch = two_episodes()
+    both = lambda x, other: jnp.concatenate([x, other], axis=1)
+    shifted = batch.next_observations.at[1].add(1e-3)
+    batch = replace_columns(batch, both(batch.observations, batch.observations), both(batch.next_observations, shifted))
+    assert goes_on(batch).tolist() == [True, False, True, True, False, True, True, False]
+
+
+def replace_columns(batch, s, s_next):
+    return eqx.tree_at(lambda b: (b.observations, b.next_observations), batch, (s, s_next))
+
+
+def test_statistics_by_hand():
+    batch = eqx.tree_at(lambda b: b.actions, two_episodes(), jnp.stack([jnp.arange(8.0) / 8, -jnp.arange(8.0) / 16], axis=1))
+    found = statistics(batch)
+    assert (float(found.reward_low), float(found.reward_high)) == (-1, 0)
+    assert found.action_low.tolist() == [0, -0.4375] and found.action_high.tolist() == [0.875, 0]
