@@ -1,13 +1,13 @@
 r"""The benchmark: methods x tasks x seeds x sizes, every run made and recorded by the same loop, data and evaluation.
 
-pocket all ten methods (and TQL without control) on 2 cores, the same data and updates, 3 seeds; then other sizes and another task gpu
-cube-double and scene, all five tasks, all ten methods, 1,000,000 updates, one seed paper the paper's 25 tasks, ten methods, 8 seeds,
-1,000,000 updates
+    pocket    all ten methods (and TQL without control) on 2 cores, the same data and updates, 3 seeds; then other sizes and another task
+    gpu       cube-double and scene, all five tasks, all ten methods, 1,000,000 updates, one seed
+    paper     the paper's 25 tasks, ten methods, 8 seeds, 1,000,000 updates
 
-A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not depend
-on how many there are. It lies in `runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD or METHOD@WIDTH. One that is done is left
-alone, one that was cut off goes on bitwise, one that fails is reported at the end and costs only itself. `record` copies what figures
-need.
+A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not
+depend on how many there are. It lies in `runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD or METHOD@WIDTH. One that is done is
+left alone, one that was cut off goes on bitwise, one that fails is reported at the end and costs only itself. `record` copies what
+figures need.
 """
 
 import contextlib
