@@ -154,8 +154,8 @@ def one_run(config: TrainingConfig, data: Path, run: Path, core: int | None) -> 
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     jax.config.update("jax_compilation_cache_dir", str(home() / "runs" / "compiled"))
-    log = open(run.with_name(f"{run.name}.log"), "a")
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    # Closed here: a process of multiprocessing ends without flushing files that something still refers to.
+    with open(run.with_name(f"{run.name}.log"), "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             started = (run / "config.json").exists()
             agent, batch = runs.resume(run, Task.parse(config.task), config, data) if started else runs.start(config, data, run)
