@@ -27,7 +27,7 @@ METHODS = {
 }
 """The columns of the paper's table, in its order, and their names there."""
 RIVALS = tuple(method for method in METHODS if method != "tql")
-NAMES = METHODS | {"tql-none": "no control"}
+NAMES = METHODS | {"tql-none": "no control", "q-transformer-bound": "Q-T, bound"}
 COLOURS = {
     **{"bc": "#868e96", "iql": "#9c5b1f", "rebrac": "#e8963d", "fbrac": "#c9b400", "ifql": "#86b817", "fql": "#1f8a5b", "floq": "#12b0c4"},
     **{"q-transformer": "#8f4fd1", "pac": "#e667a8", "tql": "#1c5fb0", "tql-none": "#c92a2a"},

@@ -46,18 +46,24 @@ def test_every_run_has_the_task_method_and_seed_of_its_name():
         for name, config in members_of(preset).items():
             task, label, seed = parts(name)
             assert (config.task, config.seed) == (task, seed)
-            assert label.split("@")[0].removesuffix("-none") == config.method
+            assert label.split("@")[0].removesuffix("-none").removesuffix("-bound") == config.method
 
 
 def test_pocket_trains_all_methods_alike():
     members = members_of("pocket")
-    plain = {*METHODS, "tql-none"}
+    plain = {*METHODS, "tql-none", "q-transformer-bound"}
     wide = {"tql@64", "tql-none@64", "fql@512", "floq@256", "pac@64"}
     expected = {*product(SCORED, plain, range(3)), *product(SCORED[:1], wide, range(3))}
-    assert {parts(name) for name in members} == expected and len(members) == 2 * 11 * 3 + 5 * 3
+    assert {parts(name) for name in members} == expected and len(members) == 2 * 12 * 3 + 5 * 3
     shared = ("steps", "batch_size", "discount", "tau", "evaluate_every", "episodes", "dataset_episodes")
     assert {tuple(getattr(config, name) for name in shared) for config in members.values()} == {(18_000, 64, 0.97, 0.02, 6000, 50, 120)}
     assert len({(config.method, config) for config in members.values()}) == len(members), "no run is made twice"
+
+
+def test_the_bound_of_pocket_differs_in_its_returns_alone():
+    members = members_of("pocket")
+    bound, published = (members[f"{SCORED[1]}/{label}-seed2"] for label in ("q-transformer-bound", "q-transformer"))
+    assert bound.mc_mode == "lower_bound" and replace(bound, mc_mode="authors") == published
 
 
 def test_widths_of_pocket():

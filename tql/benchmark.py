@@ -64,13 +64,16 @@ def without_control(config: TrainingConfig) -> TrainingConfig:
 
 
 def pocket() -> dict[str, TrainingConfig]:
-    """By task and seed: all methods; on the first task also other widths (the label's number), for the scaling curves."""
+    """By task and seed: all methods, TQL without control, the Q-Transformer with a correct bound; on the first task also other widths
+    (the label's number), for the scaling curves."""
     members = {}
     for task in POCKET_TASKS:
         for seed in POCKET_SEEDS:
             for method in METHODS:
                 members[f"{task}/{method}-seed{seed}"] = settings(method, "pocket", task, seed)
             members[f"{task}/tql-none-seed{seed}"] = without_control(settings("tql", "pocket", task, seed))
+            bound = replace(settings("q-transformer", "pocket", task, seed), mc_mode="lower_bound")
+            members[f"{task}/q-transformer-bound-seed{seed}"] = bound
     task = POCKET_TASKS[0]
     for seed in POCKET_SEEDS:
         tql = settings("tql", "pocket", task, seed)
