@@ -187,7 +187,8 @@ def about_cells(benchmark: Benchmark) -> str:
         f"Cells: mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)} (divided by n - 1), in percent; averages: means of means "
         "and of deviations, as in the paper. (n): n seeds only. missing: no finished run, or not on all tasks of an average. Bold: at "
         f"least 95 % of the row's best. Grey: {CITED}, after 1,000,000 updates, TQL with 26 M parameters; BC to FQL there are very "
-        "probably other papers' runs. 'no control': TQL's transformer without control of its entropy."
+        "probably other papers' runs. 'no control': TQL's transformer without control of its entropy. 'Q-T, bound': the Q-Transformer "
+        "without the published code's flaw (its lower bound takes cuts in time for success)."
     )
 
 
