@@ -94,7 +94,9 @@ class Run:
 
     @property
     def critic_parameters(self) -> int | None:
-        return self.settings.get("parameters", {}).get("critic")
+        """Of what scales: floq's value flow rather than the critic distilled from it."""
+        counted = self.settings.get("parameters", {})
+        return counted.get("psi", counted.get("critic"))
 
     @cached_property
     def curve(self) -> dict[int, float]:
@@ -227,7 +229,7 @@ def left_out(benchmark: Benchmark) -> str:
 
 
 def picture_path(options: Options, preset: str, stem: str) -> Path:
-    return options.out or FIGURES / f"{stem}{'' if preset == 'cpu' else '-' + preset}.png"
+    return options.out or FIGURES / f"{stem}{'' if preset == 'pocket' else '-' + preset}.png"
 
 
 def save(draw: Callable[[Benchmark], Figure], options: Options, stem: str) -> Path:

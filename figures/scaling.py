@@ -33,8 +33,10 @@ MILLIONS = [float(size.removesuffix("M")) for size in PUBLISHED["sizes"]]
 
 
 def sized(benchmark: Benchmark | None, method: str) -> list[Run]:
-    """Runs of a method at given sizes: the folders METHOD@SIZE."""
-    return [run for run in benchmark.runs if run.method == method and run.size] if benchmark else []
+    """Runs of a method at given sizes, the folders METHOD@SIZE; with them those of its usual size, where records count parameters."""
+    runs = [run for run in benchmark.runs if run.method == method] if benchmark else []
+    given = [run for run in runs if run.size]
+    return given + [run for run in runs if given and not run.size and run.critic_parameters]
 
 
 def place(runs: Sequence[Run]) -> float:

@@ -78,7 +78,7 @@ def test_every_option_is_explained(name):
 def test_help_names_every_preset_and_only_those(tql):
     status, text = tql("train", "--help")
     listed = re.search(r"--preset STR(.*?)\(default", re.sub(r"[\s│]+", " ", text))[1]
-    of_tql, others = listed.split("every other method")
+    of_tql, others = listed.split("Other methods")
     presets = r"\b(cpu[\w-]*|pocket|paper[\w.-]*|overnight)\b"
     assert status == 0 and re.findall(presets, of_tql) == list(PRESETS)
     assert all(re.findall(presets, others) == list(presets_of(method)) for method in METHODS if method != "tql")

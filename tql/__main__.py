@@ -59,7 +59,7 @@ class Train(Generic[Settings]):
     """Where the settings start from; other options override them. TQL: cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
     paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper."""
     out: Path | None = None
-    """Run directory; runs/TASK-PRESET-seedN unless given."""
+    """Run directory; runs/TASK-PRESET-seedN unless given, with the method before the preset if it is not TQL."""
     data: Path | None = None
     """Dataset in OGBench's format; data/NAME.npz unless given, and generated if that is missing."""
     resume: bool = False
@@ -89,8 +89,8 @@ class Train(Generic[Settings]):
         self.report(run, agent)
 
     def changed(self) -> bool:
-        """Whether the command line asks for other settings than the default preset's of TQL."""
-        return self.config != PRESETS["cpu"](self.config.task)
+        """Whether the command line asks for other settings than the method's default preset's."""
+        return self.config != next(iter(presets_of(self.method).values()))(self.config.task)
 
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""

@@ -29,7 +29,8 @@ class AbstractAgent(eqx.Module):
     Config: ClassVar[type[TrainingConfig]]
     """The dataclass of its settings."""
     presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]]
-    """Settings by name, each a function of the task; the first is the command line's default."""
+    """Settings by name, each a function of the task; the first is the command line's default. The benchmark asks for `pocket` and
+    `paper`."""
 
     n_s: eqx.AbstractVar[int]
     n_a: eqx.AbstractVar[int]

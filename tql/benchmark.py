@@ -17,12 +17,14 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -33,7 +35,7 @@ from tql.agent import initialise, method_class
 from tql.bench import best_matmul_rate, matmul_flops
 from tql.collect import official_episodes
 from tql.config import METHODS, SIZES, Task, TrainingConfig
-from tql.data import Batch, statistics
+from tql.data import Batch, statistics, unknown_statistics
 from tql.environment import bare_children
 from tql.evaluate import recorded
 from tql.study import read_lines, rounded
@@ -165,8 +167,8 @@ def one_run(config: TrainingConfig, data: Path, run: Path, core: int | None) -> 
             runs.train(agent, batch, run, workers=1)
         except runs.Interrupted as stop:
             print(stop)
-        except Exception as error:
-            print(f"{type(error).__name__}: {error}")
+        except Exception:
+            traceback.print_exc()
             sys.exit(1)
 
 
@@ -190,7 +192,7 @@ def run_all(
     failed: list[str] = []
     weights = costs({name: members[name] for name in waiting}, 1e11)
     bar = tqdm(total=round(sum(weights.values())), desc="benchmark", bar_format="{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}")
-    with stop_signals() as stop, bar:
+    with stop_signals() as stop, bar, ended_with(running):
         while (waiting or running) and not stop and time.monotonic() < deadline:
             while waiting and len(running) < processes:
                 slot = min(set(range(processes)) - {slot for _, slot in running.values()})
@@ -205,12 +207,20 @@ def run_all(
             left = sum(weight * (1 - share_done(folder / name, members[name])) for name, weight in weights.items())
             bar.update(max(0, round(bar.total - left) - bar.n))
             time.sleep(1)
+    done = [name for name, config in members.items() if is_done(folder / name, config)]
+    return Outcome(done, failed, [name for name in members if name not in done and name not in failed])
+
+
+@contextlib.contextmanager
+def ended_with(running: dict[str, tuple[BaseProcess, int]]) -> Iterator[None]:
+    """Whatever happens, the processes are asked to save and stop, and waited for."""
+    try:
+        yield
+    finally:
         for process, _ in running.values():
             process.terminate()
         for process, _ in running.values():
             process.join()
-    done = [name for name, config in members.items() if is_done(folder / name, config)]
-    return Outcome(done, failed, [name for name in members if name not in done and name not in failed])
 
 
 def start_process(config: TrainingConfig, data: Path, run: Path, core: int | None) -> BaseProcess:
@@ -260,6 +270,7 @@ def record(run: Path, out: Path) -> None:
     lines = read_lines(run / "metrics.jsonl")
     content["dataset"]["file"] = Path(content["dataset"]["file"]).name
     content["training_seconds"] = round(training_seconds(lines), 1)
+    content["parameters"] = parameters(runs.read_settings(run).config)
     thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
     out.mkdir(parents=True, exist_ok=True)
     files = {
@@ -272,6 +283,13 @@ def record(run: Path, out: Path) -> None:
             file.write(("\n".join(rows) + "\n").encode())
 
 
+def parameters(config: TrainingConfig) -> dict[str, int]:
+    """How many numbers every network of the method learns; targets and optimiser states aside."""
+    agent = eqx.filter_eval_shape(initialise, STATE_SIZES[Task.parse(config.task).domain], 5, config, unknown_statistics(5))
+    networks = {name: x for name, x in vars(agent).items() if isinstance(x, eqx.Module) and not name.startswith(("target", "statistics"))}
+    return {name: sum(x.size for x in jax.tree.leaves(network) if hasattr(x, "size")) for name, network in networks.items()}
+
+
 def training_seconds(lines: list[dict]) -> float:
     """Of all updates, at the median speed between two lines of metrics."""
     speeds = [(b["step"] - a["step"]) / (b["time"] - a["time"]) for a, b in zip(lines, lines[1:])]
@@ -279,7 +297,12 @@ def training_seconds(lines: list[dict]) -> float:
 
 
 def benchmark(preset: str, only: str, minutes: float | None, processes: int | None, estimate: bool, records: Path) -> Outcome | None:
-    """What `tql benchmark` does. Says what the missing runs cost before it starts; with `estimate` that is all."""
+    """What `tql benchmark` does. Says what the missing runs cost before it starts; with `estimate` that is all.
+
+    Missing datasets are made first; `minutes` counts from then on.
+    """
+    # This process measures the matrix rate on the GPU that the runs' processes need.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     members = {name: config for name, config in MEMBERS[preset]().items() if only in name}
     if not members:
         raise ValueError(f"no run of the preset {preset} has '{only}' in its name; names are like {next(iter(MEMBERS[preset]()))}.")

@@ -40,7 +40,7 @@ def paper(task: str) -> BCConfig:
 
 
 def pocket(task: str) -> BCConfig:
-    """For 2 cores."""
+    """For 2 cores: narrower, at TQL's learning rate there."""
     return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256))
 
 

@@ -8,6 +8,7 @@ free to take -k/(1 - gamma). Doubts: 32 latents (fork) or 16 (their repository);
 original's policy head over discrete actions, without a loss in the authors' version, is left out; position vectors are not decayed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -59,22 +60,27 @@ class PACConfig(ScheduledConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (self.v_min < 0 and self.v_min == int(self.v_min)):
+        if not (math.isfinite(self.v_min) and self.v_min < 0 and self.v_min == int(self.v_min)):
             raise ValueError(f"v_min is {self.v_min}; it must be a whole number below 0, for the values are 1 apart and end at 0.")
 
 
 def paper(task: str) -> PACConfig:
     """The paper's settings."""
     domain = Task.parse(task).domain
-    v_min = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0}.get(domain, -300.0)
+    v_min = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0, "cube-quadruple": -400.0}.get(
+        domain, -300.0
+    )
     return PACConfig(task=task, v_min=v_min, alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
 
 
 def pocket(task: str) -> PACConfig:
-    """For 2 cores; v_min is the smallest return at that discount."""
+    """For 2 cores; v_min is the smallest return at that discount, that of k unsolved sub-goals for ever."""
+    sub_goals = {"cube-double": 2, "cube-triple": 3, "cube-quadruple": 4, "scene": 5, "puzzle-3x3": 9, "puzzle-4x4": 16}
+    k = sub_goals.get(Task.parse(task).domain, 1)
+    v_min = -float(math.ceil(k / (1 - POCKET["discount"])))
     rates = dict(critic_lr=1e-3, actor_lr=1e-3, warmup=300)
     return replace(
-        paper(task), **POCKET, **rates, d_model=32, latents=8, v_min=-34.0, hidden=(256, 256, 256), flow_steps=5, alpha_bc=10.0
+        paper(task), **POCKET, **rates, d_model=32, latents=8, v_min=v_min, hidden=(256, 256, 256), flow_steps=5, alpha_bc=10.0
     )
 
 
