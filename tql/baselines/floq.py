@@ -3,7 +3,8 @@ r"""floq (flow-matching critic): Q is the end point of a learned flow in one dim
 Networks, two members each: the velocity $\psi_k(s, a, z, t)$ of the value flow, with an average $\bar\psi_k$, and MLP critics $Q_k(s, a)$
 without one, distilled from it to guide the actor. The actor is FQL's. It acts with $\mathrm{clip}(\mu(s, z))$. Settings: from floq's code
 and the TQL authors' fork of it (four hidden layers everywhere). As in the code, time enters as the single number cos t, where the floq
-paper speaks of 64 Fourier features; sums over copies in the loss of $\psi$, means elsewhere. Doubt: which size the published column is.
+paper speaks of 64 Fourier features; sums over copies in the loss of $\psi$, means elsewhere. Doubts: which
+size the published column is; floq's own README has two hidden layers on cubes and coverage .25 on puzzle-4x4.
 """
 
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class ValueFlow(eqx.Module):
     ensemble: int = eqx.field(static=True)
 
     def __init__(self, n_s: int, n_a: int, hidden: tuple[int, ...], *, ensemble: int = 2, key: PRNGKeyArray):
-        self.members = tuple(MLP(n_s + n_a + EDGES, 1, hidden, key=k) for k in jr.split(key, ensemble))
+        self.members = tuple(MLP(n_s + n_a + (EDGES - 1) + 1, 1, hidden, key=k) for k in jr.split(key, ensemble))
         self.ensemble = ensemble
 
     def __call__(

@@ -52,7 +52,9 @@ def paper(task: str) -> IQLConfig:
 
 
 def pocket(task: str) -> IQLConfig:
-    """For 2 cores: narrower, at TQL's learning rate there; alpha three times cube-single's, as returns shrink to a third with the discount."""
+    """For 2 cores: narrower, at TQL's learning rate there; alpha three times cube-single's, as returns shrink to a third with the
+    discount.
+    """
     return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256), alpha=3.0)
 
 

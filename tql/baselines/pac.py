@@ -4,7 +4,8 @@ Critic: the state's scalars are tokens; learned latents read them by cross-atten
 action reads the latents; a categorical distribution over values comes out. $Q = \sum_i p_i z_i$. One critic, no ensemble, with an average
 $\bar p$. The actor is FQL's with layer norm. It acts with $\mathrm{clip}(\mu(s, z))$. Settings: from the authors' fork of floq. v_min is
 theirs and lies above the smallest return of scene, puzzle-3x3 and puzzle-4x4, so bad states share the lowest value there; `--v-min` is
-free to take -k/(1 - gamma). Doubts: 32 latents (fork) or 16 (their repository); cube-single was never published. Departures: the
+free to take -k/(1 - gamma). Doubts: 32 latents (fork) or 16 (their repository); the size of the published column;
+cube-single was never published. Departures: the
 original's policy head over discrete actions, without a loss in the authors' version, is left out; position vectors are not decayed.
 """
 

@@ -6,7 +6,7 @@ from the authors' repository (4 heads by its launcher, 8 in its configuration; l
 
 The published code takes the end of a stored episode for an end of the task. With rewards below 0 the return after it, 0, is the best
 there is, so the lower bound `max(y, G)` makes every cut look like success and spreads; and success alone is worth only 1 - gamma in the
-TD part. It is a plausible reason for the published average of 2 %. `mc_mode="authors"` (the default) reproduces it,
+TD part. It is a plausible reason for the published average of 2 %. `mc_mode="authors"` (the default) is the released code's,
 `mc_mode="lower_bound"` is a correct bound: returns of the mapped rewards, 0 after a cut, and solved states worth what staying solved is
 worth.
 """
@@ -64,7 +64,7 @@ def paper(task: str) -> QTransformerConfig:
 
 
 def pocket(task: str) -> QTransformerConfig:
-    """For 2 cores."""
+    """For 2 cores: half as wide, a rate 25 times the paper's for a run 55 times as short."""
     return replace(paper(task), **POCKET, lr=5e-4, warmup=300, d_model=64, heads=2)
 
 
