@@ -283,6 +283,9 @@ def test_what_is_recorded(finished, tmp_path):
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (finished, tmp_path))
     assert after["dataset"] == before["dataset"] | {"file": Path(before["dataset"]["file"]).name} != before["dataset"]
     assert after.pop("training_seconds") >= 0
+    learned = after.pop("parameters")
+    flow, one_step = (5 * 16 + 16 + 2 * 16 + 16 * 2 + 2, 4 * 16 + 16 + 2 * 16 + 16 * 2 + 2)
+    assert learned.keys() == {"critic", "actor", "controller"} and (learned["actor"], learned["controller"]) == (flow + one_step, 2)
     assert after == before | {"dataset": after["dataset"]}
     assert not any(str(finished.parents[1]) in path.read_text() for path in tmp_path.iterdir()), "no local path"
     lines = metrics_of(finished)

@@ -31,11 +31,11 @@ import jax.random as jr
 from tqdm import tqdm
 
 from tql import run as runs
-from tql.agent import initialise, method_class
+from tql.agent import AbstractAgent, initialise, method_class
 from tql.bench import best_matmul_rate, matmul_flops
 from tql.collect import official_episodes
 from tql.config import METHODS, SIZES, Task, TrainingConfig
-from tql.data import Batch, statistics, unknown_statistics
+from tql.data import Batch, statistics
 from tql.environment import bare_children
 from tql.evaluate import recorded
 from tql.study import read_lines, rounded
@@ -270,7 +270,7 @@ def record(run: Path, out: Path) -> None:
     lines = read_lines(run / "metrics.jsonl")
     content["dataset"]["file"] = Path(content["dataset"]["file"]).name
     content["training_seconds"] = round(training_seconds(lines), 1)
-    content["parameters"] = parameters(runs.read_settings(run).config)
+    content["parameters"] = parameters(runs.trained_agent(run))
     thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
     out.mkdir(parents=True, exist_ok=True)
     files = {
@@ -283,11 +283,10 @@ def record(run: Path, out: Path) -> None:
             file.write(("\n".join(rows) + "\n").encode())
 
 
-def parameters(config: TrainingConfig) -> dict[str, int]:
+def parameters(agent: AbstractAgent) -> dict[str, int]:
     """How many numbers every network of the method learns; targets and optimiser states aside."""
-    agent = eqx.filter_eval_shape(initialise, STATE_SIZES[Task.parse(config.task).domain], 5, config, unknown_statistics(5))
     networks = {name: x for name, x in vars(agent).items() if isinstance(x, eqx.Module) and not name.startswith(("target", "statistics"))}
-    return {name: sum(x.size for x in jax.tree.leaves(network) if hasattr(x, "size")) for name, network in networks.items()}
+    return {name: sum(x.size for x in jax.tree.leaves(network) if eqx.is_inexact_array(x)) for name, network in networks.items()}
 
 
 def training_seconds(lines: list[dict]) -> float:
