@@ -207,11 +207,11 @@ def test_presets_follow_the_task():
     assert train_defaults(["puzzle-3x3-play-singletask-v0", "--preset", "paper-7M"]).config == PRESETS["paper-7M"](
         "puzzle-3x3-play-singletask-v0"
     )
-    assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE), preset="cpu-sarsa")
-    assert train_defaults([MAZE]) == Train(PRESETS["cpu"](MAZE), method="tql", preset="cpu")
+    assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE))
+    assert train_defaults([MAZE]) == Train(PRESETS["cpu"](MAZE))
     for method in METHODS:
         name, preset = next(iter(presets_of(method).items()))
-        assert train_defaults([MAZE, "--method", method]) == Train(preset(MAZE), method=method, preset=name)
+        assert train_defaults([MAZE, "--method", method]) == Train(preset(MAZE))
 
 
 def every_option(values, prefix="--"):
@@ -284,8 +284,13 @@ def test_another_method(tql, tmp_path, maze_file):
     before = (run / "metrics.jsonl").read_bytes()
     for again in (["train", MAZE, "--out", run, "--resume"], [*command, "--resume"]):
         assert tql(*again)[0] == 0 and (run / "metrics.jsonl").read_bytes() == before
-    other = is_one_line(tql("train", MAZE, "--method", "iql", "--out", run, "--resume"))
-    assert "was started with other settings (method: iql instead of fql)" in other
+    assert tql("train", MAZE, "--method", "fql", "--out", run, "--resume")[0] == 0, "its own method, and nothing else asked"
+    assert "is a run of fql, not of iql" in is_one_line(tql("train", MAZE, "--method", "iql", "--out", run, "--resume"))
+    assert "is a run of fql, not of tql" in is_one_line(tql("train", MAZE, "--method", "tql", "--out", run, "--resume"))
+    asks = ("train", MAZE, "--method", "iql", "--steps", "8", "--out", run, "--resume")
+    assert "was started with other settings (method: iql instead of fql)" in is_one_line(tql(*asks))
+    pocket = is_one_line(tql("train", MAZE, "--method", "fql", "--preset", "pocket", "--out", run, "--resume"))
+    assert "batch_size: 64 instead of 5" in pocket, "the default preset, asked for"
     assert "policy at update 4: solved 1 of 5" in tql("evaluate", run, "--episodes", "5")[1]
     assert "there is no policy 'behaviour'; choose one of policy" in is_one_line(tql("render", run, "--policy", "behaviour"))
     assert "is a run of fql; only TQL's critic has attention" in is_one_line(tql("analyse", run))

@@ -54,7 +54,7 @@ class Train(Generic[Settings]):
     """Train TQL or another method on a task, evaluate it in the real environment and plot the run."""
 
     config: Annotated[Settings, arg(name="")]
-    method: Annotated[str, arg(help=f"What to train: {', '.join(METHODS)}.")] = "tql"
+    method: Annotated[str, arg(help=f"What to train: {', '.join(METHODS)}; tql unless given, and with --resume the run's own.")] = ""
     preset: str = ""
     """Where the settings start from; other options override them. TQL: cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
     paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper."""
@@ -71,13 +71,14 @@ class Train(Generic[Settings]):
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: at least 1 process is needed.")
         task = Task.parse(self.config.task)
-        name = self.preset if self.method == "tql" else f"{self.method}-{self.preset}"
+        method, preset = self.config.method, self.preset or next(iter(presets_of(self.config.method)))
+        name = preset if method == "tql" else f"{method}-{preset}"
         run = self.out or Path("runs") / f"{task.single_task_name}-{name}-seed{self.config.seed}"
         dataset = self.data or Path("data") / f"{task.dataset_name}.npz"
         from tql import run as runs
 
         if self.resume:
-            agent, data = runs.resume(run, task, self.config if self.changed() else None, self.data)
+            agent, data = runs.resume(run, task, self.config if self.changed() else self.method or None, self.data)
         else:
             if self.data is None and not dataset.exists():
                 print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
@@ -89,8 +90,8 @@ class Train(Generic[Settings]):
         self.report(run, agent)
 
     def changed(self) -> bool:
-        """Whether the command line asks for other settings than the method's default preset's."""
-        return self.config != next(iter(presets_of(self.method).values()))(self.config.task)
+        """Whether the command line asks for settings, by a preset or by an option of its own."""
+        return bool(self.preset) or self.config != next(iter(presets_of(self.config.method).values()))(self.config.task)
 
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""
@@ -234,12 +235,12 @@ def train_defaults(arguments: list[str]) -> Train:
     task = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if task is None and not {"-h", "--help"} & set(arguments):
         raise ValueError("give the task first: tql train TASK [options], for example tql train cube-double-play-singletask-task2-v0.")
-    method = option(arguments, "--method") or Train.method
+    method = option(arguments, "--method") or "tql"
     presets = presets_of(method)
     preset = option(arguments, "--preset") or next(iter(presets))
     if preset not in presets:
         raise ValueError(f"there is no preset '{preset}' of {method}; choose one of {', '.join(presets)}.")
-    return Train(presets[preset](task or "cube-double-play-singletask-v0"), method=method, preset=preset)
+    return Train(presets[preset](task or "cube-double-play-singletask-v0"))
 
 
 def presets_of(method: str) -> dict[str, Callable[[str], TrainingConfig]]:
