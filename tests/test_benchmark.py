@@ -357,7 +357,44 @@ def test_options_reach_the_runs(tql, monkeypatch):
     tql("--only", "bc-seed2", "--minutes", "9.5", "--processes", "3")
     (members, data, folder), options = asked[0]
     assert members == {LOST: RUNS[LOST]} and data.keys() == {LOST} and folder == bench.home() / "runs" / "benchmark" / "pocket"
-    assert options == dict(processes=3, minutes=9.5)
+    assert options == dict(processes=3, minutes=pytest.approx(9.5, abs=0.2))
+
+
+def test_a_call_with_limited_time_makes_one_dataset(monkeypatch, tmp_path):
+    """Two are there from the second call on, and so on; without a limit all are made at once."""
+    monkeypatch.setenv("TQL_HOME", str(tmp_path))
+    members = {name: config for name, config in bench.gpu().items() if "task1" in name or "task4" in name}
+    made = []
+
+    def make(task, *, episodes):
+        path = bench.dataset_path(task, episodes=episodes)
+        if not path.exists():
+            made.append(path.stem)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return path
+
+    monkeypatch.setattr(bench, "dataset", make)
+    first = bench.datasets(members, at_most_one=True)
+    assert made == ["cube-double-play-v0"] and first.keys() == {name for name in members if name.startswith("cube-double")}
+    assert bench.datasets(members, at_most_one=True).keys() == members.keys() and made == ["cube-double-play-v0", "scene-play-v0"]
+    monkeypatch.setenv("TQL_HOME", str(tmp_path / "other"))
+    assert bench.datasets(members, at_most_one=False).keys() == members.keys() and len(made) == 4
+
+
+def test_runs_without_data_wait(called, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "start_process", no_process)
+    assert run_all({FIRST: TINY}, {}, tmp_path, processes=1) == Outcome([], [], [FIRST])
+
+
+def test_making_a_dataset_counts_towards_the_minutes(tql, monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bench, "dataset", lambda task, *, episodes: now.append(now.pop() + 240.0) or Path("data.npz"))
+    monkeypatch.setattr(bench, "run_all", lambda *_, minutes, **__: asked.append(minutes) or Outcome([], [], []))
+    tql("--only", "bc-seed2", "--minutes", "9.5")
+    tql("--only", "bc-seed2", "--minutes", "3")
+    assert asked == [5.5, 0.0]
 
 
 def test_without_control_changes_nothing_else():

@@ -41,12 +41,12 @@ def same(a: dict, b: dict) -> bool:
 
 def test_any_number_of_workers_makes_the_same_bytes(tmp_path):
     made = {}
-    for workers in (1, 2, 4):
+    for workers in (1, 3):
         out = tmp_path / str(workers)
         collect(SCENE, episodes=5, seed=7, workers=workers, out=out, rows=53, progress=False)
         made[workers] = {file.name: file.read_bytes() for file in out.iterdir()}
     assert sorted(made[1]) == ["scene-play-v0-val.npz", "scene-play-v0.json", "scene-play-v0.npz"]
-    assert made[1] == made[2] == made[4]
+    assert made[1] == made[3]
     out = tmp_path / "other"
     collect(SCENE, episodes=1, seed=8, workers=1, out=out, rows=53, progress=False)
     assert not np.array_equal(np.load(out / "scene-play-v0.npz")["qpos"], np.load(tmp_path / "1/scene-play-v0.npz")["qpos"][:53])

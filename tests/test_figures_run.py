@@ -311,6 +311,7 @@ def on_gpu(tmp_path, monkeypatch):
     study._loaded.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_gpu_preset_at_reduced_size_stopped_and_continued(on_gpu, tmp_path, capsys):
     name, home, whole = "cube-double-task2-tql-1024-seed0", tmp_path / "home", tmp_path / "whole"
     gpu = lambda: run.main(run.Arguments("gpu"))

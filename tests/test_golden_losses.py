@@ -222,6 +222,7 @@ def test_decay_set(golden, optax_promotion):
     assert {name for name in new if np.any(new[name] != old[name])} == {name for name in expected if name.startswith("critic/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", ["target_from_new_critic", "decay_every_matrix", "schedule_off_by_one"])
 def test_the_update_check_sees_the_usual_mistakes(golden, x64, optax_promotion, monkeypatch, mutant):
     """With one thing done wrong, some leaf's change over two updates is off by far more than the tolerance above."""

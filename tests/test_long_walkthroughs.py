@@ -1,7 +1,7 @@
 """The walkthroughs that train for minutes, as a reader runs them, in two parts.
 
-6 and 7 run on the recorded runs of `figures/data/cpu`, where every claim is held to the numbers at full size; and 6, 7 and 9 run at the
-sizes below through the code that trains.
+6 and 7 run on the recorded runs of `figures/data/cpu`, where every claim is held to the numbers at full size; and, among the slow tests, 6,
+7 and 9 run at the sizes below through the code that trains.
 """
 
 import shutil
@@ -39,6 +39,7 @@ def small(tmp_path_factory):
     return tmp_path_factory.mktemp("small")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_long_walkthroughs_train_what_they_show(name, small):
     printed, spent, memory = run(name, small, SMALL[name])
@@ -53,6 +54,7 @@ def test_the_long_walkthroughs_train_what_they_show(name, small):
         assert {"sarsa-tql-64-seed0", "sarsa-fixed-64-seed0", "sarsa-single-64-seed0", "flow-tql-64-seed0"} <= trained
 
 
+@pytest.mark.slow
 def test_a_broken_controller_is_noticed(tmp_path):
     """Critics without control under the names of those with it: the asserts of 7 have to see the difference."""
     study = tmp_path / "runs" / "study" / "cpu"

@@ -79,14 +79,16 @@ def test_help_names_every_preset_and_only_those(tql):
     status, text = tql("train", "--help")
     listed = re.search(r"--preset STR(.*?)\(default", re.sub(r"[\s│]+", " ", text))[1]
     of_tql, others = listed.split("Other methods")
+    others, of_pac = others.split("pac also")
     presets = r"\b(cpu[\w-]*|pocket|paper[\w.-]*|overnight)\b"
     assert status == 0 and re.findall(presets, of_tql) == list(PRESETS)
-    assert all(re.findall(presets, others) == list(presets_of(method)) for method in METHODS if method != "tql")
+    assert all(re.findall(presets, others) == list(presets_of(method)) for method in METHODS if method not in ("tql", "pac"))
+    assert re.findall(presets, others + of_pac) == list(presets_of("pac"))
 
 
 def test_help_names_every_method_and_only_those(tql):
     status, text = tql("train", "--help")
-    listed = re.search(r"--method STR What to train: (.*?)\. \(default: tql\)", re.sub(r"[\s│]+", " ", text))[1]
+    listed = re.search(r"--method STR What to train: (.*?); tql unless given", re.sub(r"[\s│]+", " ", text))[1]
     assert status == 0 and listed.split(", ") == list(METHODS)
 
 
@@ -287,7 +289,7 @@ def test_another_method(tql, tmp_path, maze_file):
     assert tql("train", MAZE, "--method", "fql", "--out", run, "--resume")[0] == 0, "its own method, and nothing else asked"
     assert "is a run of fql, not of iql" in is_one_line(tql("train", MAZE, "--method", "iql", "--out", run, "--resume"))
     assert "is a run of fql, not of tql" in is_one_line(tql("train", MAZE, "--method", "tql", "--out", run, "--resume"))
-    asks = ("train", MAZE, "--method", "iql", "--steps", "8", "--out", run, "--resume")
+    asks = ("train", MAZE, "--method", "iql", "--tau", "0.5", "--out", run, "--resume")
     assert "was started with other settings (method: iql instead of fql)" in is_one_line(tql(*asks))
     pocket = is_one_line(tql("train", MAZE, "--method", "fql", "--preset", "pocket", "--out", run, "--resume"))
     assert "batch_size: 64 instead of 5" in pocket, "the default preset, asked for"

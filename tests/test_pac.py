@@ -265,6 +265,16 @@ def test_heads_of_the_scaling_study(d_model, heads):
     assert critic.out.weight.shape == (201, d_model // 2)
 
 
+@pytest.mark.parametrize(
+    "domain, smallest",
+    [("cube-single", -100), ("cube-double", -200), ("cube-triple", -300), ("scene", -500), ("puzzle-3x3", -900), ("puzzle-4x4", -1600)],
+)
+def test_the_whole_range_ends_at_the_return_of_failing_for_ever(domain, smallest):
+    task = f"{domain}-play-singletask-task4-v0"
+    assert pac.paper_whole_range(task) == replace(pac.paper(task), v_min=float(smallest))
+    assert PAC.presets["paper-whole-range"](task).v_min <= pac.paper(task).v_min
+
+
 @pytest.mark.parametrize("v_min", [0.0, 3.0, -2.5])
 def test_a_support_that_cannot_be_is_refused(v_min):
     with pytest.raises(ValueError, match="v_min is .* whole number below 0"):

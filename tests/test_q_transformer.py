@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from loops import affine, first_adam_step, layer_norm, moved, random_batch, same, self_block, weights
 
-from tql import checkpoint
+from tql import autoregressive_q, checkpoint
 from tql.agent import initialise
 from tql.baselines import q_transformer
 from tql.baselines.q_transformer import (
@@ -382,7 +382,7 @@ def test_paper_settings(domain):
     assert Task.parse(c.task).domain == domain and c.mc_mode == "authors"
     assert (c.lr, c.weight_decay, c.warmup, c.batch_size, c.steps, c.tau, c.discount) == (2e-5, 0.02, 10_000, 256, 1_000_000, 0.005, 0.99)
     assert (c.d_model, c.layers, c.heads, c.bins) == (128, 2, 4, 64)
-    assert (q_transformer.FIRST_LOGIT, q_transformer.CONSERVATIVE_WEIGHT, q_transformer.LARGEST_GRADIENT) == (-2.5, 0.5, 1.0)
+    assert (autoregressive_q.FIRST_LOGIT, q_transformer.CONSERVATIVE_WEIGHT, q_transformer.LARGEST_GRADIENT) == (-2.5, 0.5, 1.0)
 
 
 def test_a_checkpoint_keeps_the_bins(tmp_path):

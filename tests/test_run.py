@@ -537,6 +537,7 @@ def last_step(run):
         return 0
 
 
+@pytest.mark.slow
 def test_a_process_killed_and_signalled_at_random_ends_bit_for_bit_the_same(tmp_path, tiny, maze_file):
     """kill -9, SIGTERM, kill -9, Ctrl-C, then to the end; against a run that nothing interrupted."""
     rng, run = random.Random(5), tmp_path / "run"

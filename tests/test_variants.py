@@ -336,7 +336,7 @@ def test_decay_touches_matrices_of_blocks_and_heads_alone(variant):
     marked = {name for name, flag in named_flags(decayed(critic)).items() if flag}
     arrays = named_arrays(critic)
     assert marked == {name for name, x in arrays.items() if x.ndim == 2 and not name.startswith("tokenizer")}
-    assert len(marked) == 2 * (4 + (3 if variant in ("swiglu", "modern") else 2)) + 3 * 2
+    assert len(marked) == 2 * (4 + (3 if variant in ("swiglu", "geglu", "modern", "all") else 2)) + 3 * 2
 
 
 def named_flags(tree):

@@ -1,6 +1,6 @@
 """Every walkthrough, run as a reader runs it: a program of its own that has to end well, draw its pictures and keep to its price.
 
-1 to 5 and 8 run whole here; 6, 7 and 9, which train for minutes, in `test_long_walkthroughs.py`.
+1 to 5 and 8 run whole here, those that train among the slow tests; 6, 7 and 9, which train for minutes, in `test_long_walkthroughs.py`.
 """
 
 import os
@@ -18,7 +18,9 @@ WALL = re.compile(r"# \*\*Price\*\*: (.+) on 2 cores")
 SLACK = 4
 """A price is held to its order of magnitude: the same work takes up to twice the processor time beside a neighbour on a shared core."""
 
-WHOLE = ("01_tour", "02_tokens", "03_attention_and_entropy", "04_critic_and_td", "05_flow_actor", "08_one_update")
+COMPILED_QUICKLY = ("01_tour", "03_attention_and_entropy", "08_one_update")
+"""They compile longer than they compute, so here without XLA's optimisations, which their claims do not need."""
+TRAINED = ("02_tokens", "04_critic_and_td", "05_flow_actor")
 ALONE = """
 import resource, subprocess, sys
 from pathlib import Path
@@ -51,6 +53,8 @@ def run(name, home, constants={}):
     script.write_text(source(name, constants))
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("JAX", "XLA", "PYTEST"))}
     environment = outside | {"TQL_HOME": str(home), "PYTHONWARNINGS": "default", "TQDM_DISABLE": "1"}
+    if name in COMPILED_QUICKLY:
+        environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
     with open(home / f"{name}.out", "w") as out, open(home / f"{name}.err", "w") as err:
         command = [sys.executable, "-c", ALONE, str(home / f"{name}.usage"), sys.executable, str(script)]
         code = subprocess.run(command, env=environment, cwd=home, stdout=out, stderr=err).returncode
@@ -89,7 +93,7 @@ def pictures_of(name, home):
     return named, there
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", [*COMPILED_QUICKLY, *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED)])
 def test_a_walkthrough_holds_what_it_claims_and_keeps_to_its_price(name, home):
     if not (home / "data" / "2-episodes").exists():
         make = "from tql.workspace import dataset; dataset('cube-single-play-v0', episodes=2)"

@@ -57,7 +57,7 @@ class Train(Generic[Settings]):
     method: Annotated[str, arg(help=f"What to train: {', '.join(METHODS)}; tql unless given, and with --resume the run's own.")] = ""
     preset: str = ""
     """Where the settings start from; other options override them. TQL: cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
-    paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper."""
+    paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper; pac also paper-whole-range."""
     out: Path | None = None
     """Run directory; runs/TASK-PRESET-seedN unless given, with the method before the preset if it is not TQL."""
     data: Path | None = None

@@ -40,7 +40,7 @@ from tql.environment import bare_children
 from tql.evaluate import recorded
 from tql.study import read_lines, rounded
 from tql.whole_file import whole_file
-from tql.workspace import dataset, home
+from tql.workspace import dataset, dataset_path, home
 
 POCKET_TASKS = ("cube-single-noisy-singletask-task3-v0", "cube-single-noisy-singletask-task2-v0")
 POCKET_SEEDS = (0, 1, 2)
@@ -184,8 +184,10 @@ class Outcome:
 def run_all(
     members: dict[str, TrainingConfig], data: dict[str, Path], folder: Path, *, processes: int, minutes: float | None = None
 ) -> Outcome:
-    """Makes the runs that are missing, `processes` at a time; stops by itself after `minutes`, and on SIGTERM or Ctrl-C, with all saved."""
-    waiting = [name for name, config in members.items() if not is_done(folder / name, config)]
+    """Makes the runs that are missing and have data, `processes` at a time; stops by itself after `minutes`, and on SIGTERM or Ctrl-C, with
+    all saved.
+    """
+    waiting = [name for name, config in members.items() if name in data and not is_done(folder / name, config)]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and jax.default_backend() == "cpu" else [None]
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     running: dict[str, tuple[BaseProcess, int]] = {}
@@ -298,8 +300,10 @@ def training_seconds(lines: list[dict]) -> float:
 def benchmark(preset: str, only: str, minutes: float | None, processes: int | None, estimate: bool, records: Path) -> Outcome | None:
     """What `tql benchmark` does. Says what the missing runs cost before it starts; with `estimate` that is all.
 
-    Missing datasets are made first; `minutes` counts from then on.
+    Missing datasets are made first. With `minutes`, which include them, that is one dataset at most; runs that need another wait for the
+    next call.
     """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     # This process measures the matrix rate on the GPU that the runs' processes need.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     members = {name: config for name, config in MEMBERS[preset]().items() if only in name}
@@ -317,10 +321,11 @@ def benchmark(preset: str, only: str, minutes: float | None, processes: int | No
     )
     if estimate:
         return None
-    data = {name: dataset(config.task, episodes=episodes_of_dataset(config)) for name, config in missing.items()}
+    data = datasets(missing, at_most_one=minutes is not None)
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity") else 1
-    outcome = run_all(members, data, folder, processes=processes, minutes=minutes)
+    left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
+    outcome = run_all(members, data, folder, processes=processes, minutes=left)
     for name in outcome.done:
         record(folder / name, records / preset / name)
     counts = f"{len(outcome.done)} runs done, {len(outcome.failed)} failed, {len(outcome.missing)} missing"
@@ -328,6 +333,20 @@ def benchmark(preset: str, only: str, minutes: float | None, processes: int | No
     for name in outcome.failed:
         print(f"failed: {name}; see {folder / name}.log")
     return outcome
+
+
+def datasets(members: dict[str, TrainingConfig], *, at_most_one: bool) -> dict[str, Path]:
+    """The file of every run's dataset, made if it is missing; with `at_most_one` only the first of those, and the runs that need another
+    are left out."""
+    found: dict[str, Path] = {}
+    made = 0
+    for name, config in members.items():
+        task, episodes = config.task, episodes_of_dataset(config)
+        is_there = dataset_path(task, episodes=episodes).exists()
+        if is_there or made == 0 or not at_most_one:
+            found[name] = dataset(task, episodes=episodes)
+            made += not is_there
+    return found
 
 
 def episodes_of_dataset(config: TrainingConfig) -> int:

@@ -68,7 +68,7 @@ class Task:
         return f"-task{self.task_id}" if self.task_id else ""
 
 
-Variant = Literal["plain", "qk-norm", "sigma-reparam", "rms-norm", "post-norm", "swiglu", "softcap", "modern"]
+Variant = Literal["plain", "qk-norm", "sigma-reparam", "rms-norm", "post-norm", "swiglu", "geglu", "softcap", "modern", "all"]
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,8 @@ def resume(
 
     `dataset` is where the dataset is now, if it was moved, and `data` its training part, if the caller has loaded it already.
     Warns if the run began with other versions, which may round otherwise. Raises `RunError` if the dataset is not the same file any
-    more, if `task` or `asked` (from the command line: all settings, or a method's name) differ, or if there are checkpoints and none can be used: starting over
-    would throw the run away.
+    more, if `task` or `asked` (from the command line: all settings, or a method's name) differ, or if there are checkpoints and none can be
+    used: starting over would throw the run away.
     """
     settings = read_settings(run)
     if task.name != settings.config.task:

@@ -166,9 +166,10 @@ def with_rms_norm(critic: AbstractTransformerCritic) -> AbstractTransformerCriti
 def make_critic(n_s: int, n_a: int, config: CriticConfig, *, key: PRNGKeyArray) -> AbstractTransformerCritic:
     """The critic that `config` asks for. Raises `ValueError` for a variant that there is not, and for sizes as `Critic` does.
 
-    `modern` is the paper's name for RMSNorm, post-norm, QK-norm and SwiGLU at once.
+    `modern` is the paper's name for RMSNorm, post-norm, QK-norm and SwiGLU at once; `all` has sigma-reparametrisation besides.
     """
     sizes = {name: getattr(config, name) for name in ("d_model", "layers", "heads", "ensemble")}
+    modern_block = partial(PostNormBlock, make_block=SwiGLUBlock)
     build = partial(Critic, n_s, n_a, **sizes, key=key)
     match config.variant:
         case "plain":
@@ -183,8 +184,12 @@ def make_critic(n_s: int, n_a: int, config: CriticConfig, *, key: PRNGKeyArray) 
             return build(make_block=PostNormBlock)
         case "swiglu":
             return build(make_block=SwiGLUBlock)
+        case "geglu":
+            return build(make_block=GEGLUBlock)
         case "softcap":
             return build(make_attention=SoftcapAttention)
         case "modern":
-            return with_rms_norm(build(make_attention=QKNormAttention, make_block=partial(PostNormBlock, make_block=SwiGLUBlock)))
+            return with_rms_norm(build(make_attention=QKNormAttention, make_block=modern_block))
+        case "all":
+            return with_sigma_reparam(with_rms_norm(build(make_attention=QKNormAttention, make_block=modern_block)))
     raise ValueError(f"there is no critic variant '{config.variant}'; critic.variant is one of {', '.join(get_args(Variant))}.")

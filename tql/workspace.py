@@ -30,9 +30,13 @@ def dataset(task: str, *, episodes: int) -> Path:
 
     Datasets of other lengths lie in other folders, so a tour's two episodes are never taken for a study's hundred.
     """
-    name, folder = Task.parse(task).dataset_name, home() / "data" / f"{episodes}-episodes"
-    path = folder / f"{name}.npz"
+    path = dataset_path(task, episodes=episodes)
     if not path.exists():
         print(f"{path} is missing and is generated now, with OGBench's scripted policy.", flush=True)
-        collect.collect(Task.parse(name), episodes=episodes, seed=0, workers=2, out=folder)
+        collect.collect(Task.parse(path.stem), episodes=episodes, seed=0, workers=2, out=path.parent)
     return path
+
+
+def dataset_path(task: str, *, episodes: int) -> Path:
+    """Where `dataset` has it, whether it is there or not."""
+    return home() / "data" / f"{episodes}-episodes" / f"{Task.parse(task).dataset_name}.npz"
