@@ -357,7 +357,7 @@ def test_options_reach_the_runs(tql, monkeypatch):
     tql("--only", "bc-seed2", "--minutes", "9.5", "--processes", "3")
     (members, data, folder), options = asked[0]
     assert members == {LOST: RUNS[LOST]} and data.keys() == {LOST} and folder == bench.home() / "runs" / "benchmark" / "pocket"
-    assert options == dict(processes=3, minutes=pytest.approx(9.5, abs=0.2))
+    assert options == dict(processes=3, minutes=pytest.approx(9.5, abs=0.2), seeds_together=False)
 
 
 def test_a_call_with_limited_time_makes_one_dataset(monkeypatch, tmp_path):
@@ -401,3 +401,25 @@ def test_without_control_changes_nothing_else():
     config = settings("tql", "pocket", SCORED[0], 4)
     without = without_control(config)
     assert without.control.kind == "none" and replace(without, control=config.control) == config
+
+
+def test_seeds_that_failed_together_are_tried_one_by_one(called, tmp_path, monkeypatch):
+    """The process of both seeds ends at once; so does that of one of them alone."""
+    started = []
+
+    def start(configs, data, directories, core):
+        started.append([config.seed for config in configs])
+        if len(configs) == 1 and configs[0].seed == 0:
+            shutil.copytree(called[0] / FIRST, directories[0])
+            return Ended(0)
+        return Ended(1)
+
+    monkeypatch.setattr(bench, "start_process", start)
+    members = {FIRST: TINY, SECOND: RUNS[SECOND]}
+    outcome = run_all(members, called[1], tmp_path, processes=1, seeds_together=True)
+    assert started == [[0, 1], [0], [1]] and outcome == Outcome([FIRST], [SECOND], [])
+
+
+class Ended(Process):
+    def __init__(self, exitcode):
+        self.exitcode = exitcode

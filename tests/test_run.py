@@ -321,7 +321,7 @@ def test_an_agent_that_is_not_finite_is_never_saved(where, value, stopped):
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     agent = eqx.tree_at(where, runs.trained_agent(stopped), replace_fn=lambda x: jnp.full_like(x, value))
     with pytest.raises(Diverged, match=r"NaN or Inf in \w+[.\[].* after 25 updates; the last good checkpoint is .*step-000000025"):
-        runs._save(stopped, agent)
+        runs.save(stopped, agent)
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
 
 

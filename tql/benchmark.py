@@ -4,22 +4,22 @@ r"""The benchmark: methods x tasks x seeds x sizes, every run made and recorded 
     gpu       cube-double and scene, all five tasks, all ten methods, 1,000,000 updates, one seed
     paper     the paper's 25 tasks, ten methods, 8 seeds, 1,000,000 updates
 
-A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not
-depend on how many there are. It lies in `runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD or METHOD@WIDTH. One that is done is
-left alone, one that was cut off goes on bitwise, one that fails is reported at the end and costs only itself. `record` copies what
-figures need.
+A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not depend on
+how many there are. On a GPU the seeds of a small method are one process, under `vmap` (`together.py`). A run lies in
+`runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD or METHOD@WIDTH. One that is done is left alone, one that was cut off goes on
+bitwise, one that fails is reported at the end and costs only itself. `record` copies what figures need.
 """
 
 import contextlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
@@ -31,6 +31,7 @@ import jax.random as jr
 from tqdm import tqdm
 
 from tql import run as runs
+from tql import together
 from tql.agent import AbstractAgent, initialise, method_class
 from tql.bench import best_matmul_rate, matmul_flops
 from tql.collect import official_episodes
@@ -49,6 +50,9 @@ METRICS_EVERY = 5
 """Of the lines of metrics, one in so many is recorded."""
 SHARE = 0.35
 """Part of the best matrix rate that training is assumed to reach, for the estimate; 0.29 to 0.58 on 2 CPU cores (README, Speed)."""
+TOGETHER_BELOW = 1e11
+"""Floating-point operations of one update below which the seeds of a method train together on a GPU: all but TQL's. A guess; no GPU was at
+hand."""
 STATE_SIZES = {"cube-single": 28, "cube-double": 37, "cube-triple": 46, "scene": 40, "puzzle-3x3": 55, "puzzle-4x4": 83}
 
 
@@ -129,6 +133,12 @@ def is_done(run: Path, config: TrainingConfig) -> bool:
 # ---- what it costs ---------------------------------------------------------------------------------------------------------
 
 
+def kind(config: TrainingConfig) -> TrainingConfig:
+    """The same for all runs that cost the same: those that differ by their seed or by the task of one dataset."""
+    return replace(config, seed=0, task=Task.parse(config.task).dataset_name)
+
+
+@cache
 def flops_of(config: TrainingConfig) -> float:
     """Of the matrix products of one update, by count."""
     n_s, B = STATE_SIZES[Task.parse(config.task).domain], config.batch_size
@@ -139,29 +149,26 @@ def flops_of(config: TrainingConfig) -> float:
 
 
 def costs(members: dict[str, TrainingConfig], rate: float) -> dict[str, float]:
-    """Estimated seconds of training of every run at `rate` floating-point operations per second. Runs that differ by their seed or by the
-    task of one dataset cost the same."""
-    of_kind: dict[tuple, float] = {}
-    found = {}
-    for name, config in members.items():
-        kind = type(config), replace(config, seed=0, task=Task.parse(config.task).dataset_name)
-        if kind not in of_kind:
-            of_kind[kind] = flops_of(config) * config.steps / (SHARE * rate)
-        found[name] = of_kind[kind]
-    return found
+    """Estimated seconds of training of every run at `rate` floating-point operations per second."""
+    return {name: flops_of(kind(config)) * config.steps / (SHARE * rate) for name, config in members.items()}
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------------
 
 
-def one_run(config: TrainingConfig, data: Path, run: Path, core: int | None) -> None:
-    """What a process of the benchmark does: a run from its start, or from where it stopped. What it says goes to `RUN.log`."""
+def one_job(configs: list[TrainingConfig], data: Path, directories: list[Path], core: int | None) -> None:
+    """What a process of the benchmark does: a run, or several seeds together, from the start or from where they stopped. What it says
+    goes to `RUN.log` of the first.
+    """
+    config, run = configs[0], directories[0]
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     jax.config.update("jax_compilation_cache_dir", str(home() / "runs" / "compiled"))
     # Closed here: a process of multiprocessing ends without flushing files that something still refers to.
     with open(run.with_name(f"{run.name}.log"), "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
+            if len(configs) > 1:
+                return together.train(configs, data, directories, workers=1)
             started = (run / "config.json").exists()
             agent, batch = runs.resume(run, Task.parse(config.task), config, data) if started else runs.start(config, data, run)
             runs.train(agent, batch, run, workers=1)
@@ -181,31 +188,57 @@ class Outcome:
     missing: list[str]
 
 
+Job = tuple[str, ...]
+"""Names of the runs that one process makes: one, or several that differ by their seed."""
+
+
+def jobs(members: dict[str, TrainingConfig], seeds_together: bool) -> list[Job]:
+    """What the processes make, in the order of the runs. Together only seeds of methods whose update is small enough to leave a GPU idle
+    between its kernels."""
+    of: dict[TrainingConfig | str, list[str]] = {}
+    for name, config in members.items():
+        small = seeds_together and flops_of(kind(config)) < TOGETHER_BELOW
+        of.setdefault(replace(config, seed=0) if small else name, []).append(name)
+    return [tuple(names) for names in of.values()]
+
+
 def run_all(
-    members: dict[str, TrainingConfig], data: dict[str, Path], folder: Path, *, processes: int, minutes: float | None = None
+    members: dict[str, TrainingConfig],
+    data: dict[str, Path],
+    folder: Path,
+    *,
+    processes: int,
+    minutes: float | None = None,
+    seeds_together: bool = False,
 ) -> Outcome:
     """Makes the runs that are missing and have data, `processes` at a time; stops by itself after `minutes`, and on SIGTERM or Ctrl-C, with
-    all saved.
+    all saved. Seeds that failed together are tried again one by one.
     """
-    waiting = [name for name, config in members.items() if name in data and not is_done(folder / name, config)]
+    missing = {name: config for name, config in members.items() if name in data and not is_done(folder / name, config)}
+    waiting = jobs(missing, seeds_together)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and jax.default_backend() == "cpu" else [None]
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    running: dict[str, tuple[BaseProcess, int]] = {}
+    running: dict[Job, tuple[BaseProcess, int]] = {}
     failed: list[str] = []
-    weights = costs({name: members[name] for name in waiting}, 1e11)
+    weights = costs(missing, 1e11)
     bar = tqdm(total=round(sum(weights.values())), desc="benchmark", bar_format="{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}")
-    with stop_signals() as stop, bar, ended_with(running):
+    with runs.stop_signals() as stop, bar, ended_with(running):
         while (waiting or running) and not stop and time.monotonic() < deadline:
             while waiting and len(running) < processes:
                 slot = min(set(range(processes)) - {slot for _, slot in running.values()})
-                name = waiting.pop(0)
-                running[name] = start_process(members[name], data[name], folder / name, cores[slot % len(cores)]), slot
-            for name in [name for name, (process, _) in running.items() if not process.is_alive()]:
-                process, _ = running.pop(name)
+                job = waiting.pop(0)
+                configs, directories = [members[name] for name in job], [folder / name for name in job]
+                running[job] = start_process(configs, data[job[0]], directories, cores[slot % len(cores)]), slot
+            for job in [job for job, (process, _) in running.items() if not process.is_alive()]:
+                process, _ = running.pop(job)
+                lost = [name for name in job if process.exitcode != 0 or not is_done(folder / name, members[name])]
                 # After a signal to all of them, a run that ended early was stopped and did not fail.
-                if not stop and (process.exitcode != 0 or not is_done(folder / name, members[name])):
-                    failed.append(name)
-                weights.pop(name)
+                if not stop and len(job) > 1:
+                    waiting += [(name,) for name in lost]
+                elif not stop:
+                    failed += lost
+                for name in job:
+                    weights.pop(name, None)
             left = sum(weight * (1 - share_done(folder / name, members[name])) for name, weight in weights.items())
             bar.update(max(0, round(bar.total - left) - bar.n))
             time.sleep(1)
@@ -214,7 +247,7 @@ def run_all(
 
 
 @contextlib.contextmanager
-def ended_with(running: dict[str, tuple[BaseProcess, int]]) -> Iterator[None]:
+def ended_with(running: dict[Job, tuple[BaseProcess, int]]) -> Iterator[None]:
     """Whatever happens, the processes are asked to save and stop, and waited for."""
     try:
         yield
@@ -225,25 +258,13 @@ def ended_with(running: dict[str, tuple[BaseProcess, int]]) -> Iterator[None]:
             process.join()
 
 
-def start_process(config: TrainingConfig, data: Path, run: Path, core: int | None) -> BaseProcess:
-    """A fresh process for one run."""
-    run.parent.mkdir(parents=True, exist_ok=True)
-    process = multiprocessing.get_context("spawn").Process(target=one_run, args=(config, data, run, core))
+def start_process(configs: list[TrainingConfig], data: Path, directories: list[Path], core: int | None) -> BaseProcess:
+    """A fresh process for one job."""
+    directories[0].parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=one_job, args=(configs, data, directories, core))
     with bare_children({"TQDM_DISABLE": "1"}):
         process.start()
     return process
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """The signals that asked for an end, empty until then."""
-    arrived: list[int] = []
-    before = [signal.signal(number, lambda n, _: arrived.append(n)) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        yield arrived
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before):
-            signal.signal(number, handler)
 
 
 def share_done(run: Path, config: TrainingConfig) -> float:
@@ -325,7 +346,8 @@ def benchmark(preset: str, only: str, minutes: float | None, processes: int | No
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity") else 1
     left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
-    outcome = run_all(members, data, folder, processes=processes, minutes=left)
+    on_gpu = jax.default_backend() != "cpu"
+    outcome = run_all(members, data, folder, processes=processes, minutes=left, seeds_together=on_gpu)
     for name in outcome.done:
         record(folder / name, records / preset / name)
     counts = f"{len(outcome.done)} runs done, {len(outcome.failed)} failed, {len(outcome.missing)} missing"

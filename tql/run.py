@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -146,7 +147,8 @@ def newest_agent(run: Path, config: TrainingConfig) -> AbstractAgent | None:
     return None
 
 
-def _save(run: Path, agent: AbstractAgent) -> None:
+def save(run: Path, agent: AbstractAgent) -> None:
+    """A checkpoint, and the oldest away. Raises `Diverged` rather than save what is not finite."""
     bad = [name for name, array in checkpoint.named_arrays(agent).items() if not np.all(np.isfinite(array))]
     if bad:
         raise Diverged(f"NaN or Inf in {', '.join(bad[:3])} after {int(agent.step)} updates; the last good checkpoint is {_last(run)}.")
@@ -180,7 +182,7 @@ def read_metrics(run: Path) -> list[dict]:
     return rows
 
 
-def _forget_after(run: Path, step: int) -> None:
+def forget_after(run: Path, step: int) -> None:
     """Clears the way for updates that the resumed run makes again: their metrics, refused checkpoints, halves of files."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
     with whole_file(run / "metrics.jsonl") as file:
@@ -246,7 +248,7 @@ def resume(
         raise RunError(f"{run}: none of its checkpoints can be used; move them away to train it again from update 0.")
     if agent is None:
         agent = _fresh(settings.config, data)
-    _forget_after(run, int(agent.step))
+    forget_after(run, int(agent.step))
     return agent, agent.prepare(data, settings.config)
 
 
@@ -289,36 +291,51 @@ def train(
     # Compiled ahead, so that signals are caught only once it is done; with jit switched off there is nothing to compile.
     compiled = step < config.steps and not jax.config.jax_disable_jit
     chunk = train_chunk.lower(inputs, agent).compile() if compiled else train_chunk
-    with _signals() as stop, _bar(agent) as bar, open(run / "metrics.jsonl", "a") as log:
+    with stop_signals() as stop, _bar(agent) as bar, open(run / "metrics.jsonl", "a") as log:
         while True:
             # Before the next chunk rather than after the last one, so that a resume makes up for an evaluation that was cut off.
-            evaluation_due = step == config.steps or (step > 0 and step % config.evaluate_every == 0)
-            if evaluation_due and config.episodes and agent.policies:
+            if evaluation_due(agent, step):
                 bar.clear()
                 evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
             if step in (config.steps, until):
                 return agent
             agent, metrics = chunk(inputs, agent)
             metrics = jax.tree.map(np.asarray, metrics)
-            _check_finite(run, step, metrics)
+            check_finite(run, step, metrics)
             step += config.updates_per_call
             bar.update(config.updates_per_call)
             if step % config.log_every == 0:
-                line = {"step": step} | {name: x.mean(axis=0).tolist() for name, x in metrics.items()}
-                log.write(json.dumps(line | {"time": time.time()}) + "\n")
-                log.flush()
-                bar.set_postfix_str(agent.progress(line))
-            # Before an evaluation too: it is long, and a signal may end it.
-            if step % config.checkpoint_every == 0 or step % config.evaluate_every == 0 or step == config.steps or stop:
+                bar.set_postfix_str(agent.progress(write_line(log, step, metrics)))
+            if checkpoint_due(config, step) or stop:
                 os.fsync(log.fileno())
-                _save(run, agent)
+                save(run, agent)
                 if look:
                     look(agent)
             if stop:
                 raise Interrupted(f"stopped by {stop[0]} at update {step}; saved. Go on with --resume.")
 
 
-def _check_finite(run: Path, first: int, metrics: dict[str, np.ndarray]) -> None:
+def evaluation_due(agent: AbstractAgent, step: int) -> bool:
+    """Whether the agent acts after so many updates."""
+    config = agent.config
+    due = step == config.steps or (step > 0 and step % config.evaluate_every == 0)
+    return bool(due and config.episodes and agent.policies)
+
+
+def checkpoint_due(config: TrainingConfig, step: int) -> bool:
+    """Whether so many updates are saved; before an evaluation too: it is long, and a signal may end it."""
+    return step % config.checkpoint_every == 0 or step % config.evaluate_every == 0 or step == config.steps
+
+
+def write_line(log: TextIO, step: int, metrics: dict[str, np.ndarray]) -> dict:
+    """Appends a line of metrics, each the mean over a chunk of updates; returns it without the time."""
+    line = {"step": step} | {name: x.mean(axis=0).tolist() for name, x in metrics.items()}
+    log.write(json.dumps(line | {"time": time.time()}) + "\n")
+    log.flush()
+    return line
+
+
+def check_finite(run: Path, first: int, metrics: dict[str, np.ndarray]) -> None:
     """Raises `Diverged` for what is NaN or Inf in the first bad update of a chunk that began at update `first`, losses first."""
     bad = {name: ~np.isfinite(values.reshape(len(values), -1)).all(axis=1) for name, values in metrics.items()}
     rows = np.flatnonzero(np.any(list(bad.values()), axis=0))
@@ -337,7 +354,7 @@ def _bar(agent: AbstractAgent) -> tqdm:
 
 
 @contextmanager
-def _signals() -> Iterator[list[str]]:
+def stop_signals() -> Iterator[list[str]]:
     """The names of the signals that asked for an end, empty until then."""
     arrived: list[str] = []
     numbers = signal.SIGTERM, signal.SIGINT
