@@ -219,9 +219,19 @@ def scale_of(benchmark: Benchmark, runs: Sequence[Run]) -> str:
     hours = sum(run.settings["training_seconds"] for run in runs) / 3600
     return (
         f"Reduced scale: preset {benchmark.preset}, {len(runs)} runs of {' and '.join(updates)} updates (paper 1,000,000); seeds {seeds} "
-        f"where not said otherwise; device: {device}, {hours:.1f} hours of training in all. Success: share of solved episodes in "
+        f"{fewer_seeds(runs)}; device: {device}, {hours:.1f} hours of training in all. Success: share of solved episodes in "
         f"{success}; episodes of an evaluation: {listed(rows)}." + left_out(benchmark)
     )
+
+
+def fewer_seeds(runs: Sequence[Run]) -> str:
+    """`(PAC: 2; Q-T: 1)`: the methods that have fewer of them than others, on the task where they have most."""
+    of: dict[str, dict[str, set[int]]] = {}
+    for run in runs:
+        of.setdefault(run.label, {}).setdefault(run.task, set()).add(run.seed)
+    most = {label: max(map(len, tasks.values())) for label, tasks in of.items()}
+    fewer = [f"{name(label)}: {n}" for label, n in most.items() if n < max(most.values())]
+    return f"(how many, where fewer: {'; '.join(fewer)})" if fewer else ""
 
 
 def left_out(benchmark: Benchmark) -> str:

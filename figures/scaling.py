@@ -131,7 +131,10 @@ def draw_ours(axis: Axes, benchmark: Benchmark | None) -> None:
 def about_ours(benchmark: Benchmark | None) -> list[str]:
     """Scale and tasks of our runs, if there are any."""
     runs = [run for method in KEYS for run in sized(benchmark, method)]
-    points = " Points: every seed, mean over the tasks on which all sizes of its method were run; lines: their mean."
+    points = (
+        " Points: every seed, mean over the tasks on which all sizes of its method were run; lines: their mean. Parameters of ours are "
+        "those of all members of a critic together (two of FQL and of floq, two heads of TQL)."
+    )
     return [scale_of(benchmark, runs) + points] if runs else []
 
 
@@ -161,7 +164,7 @@ def write(options: Options) -> None:
     folder = options.data / options.preset if options.preset else options.data
     there = any(folder.rglob("config.json"))
     benchmark = read(options) if there else None
-    out = picture_path(options, benchmark.preset if there else options.preset or "cpu", "scaling")
+    out = picture_path(options, benchmark.preset if there else options.preset or "pocket", "scaling")
     with rc_context(STYLE):
         draw(benchmark).savefig(out, dpi=150)
     print(out)

@@ -45,7 +45,8 @@ def draw(benchmark: Benchmark) -> Figure:
         raise SystemExit(f"preset {benchmark.preset} has no finished run without a size.{left_out(benchmark)}")
     caption = [
         "Lines: mean over seeds at the evaluations that all runs of a method have; bands: from the lowest seed to the highest. Wall time: "
-        "that of the updates, without evaluations, in proportion to them; mean over seeds.",
+        "that of the updates, without evaluations, in proportion to them; mean over seeds. The machine was shared with other work, so "
+        "times are upper bounds, and small differences between them are noise.",
         f"Seconds per 1,000 updates: {fastest_and_slowest(benchmark)}.",
         scale_of(benchmark, benchmark.plain),
     ]

@@ -209,7 +209,7 @@ def test_presets_follow_the_task():
     assert train_defaults(["puzzle-3x3-play-singletask-v0", "--preset", "paper-7M"]).config == PRESETS["paper-7M"](
         "puzzle-3x3-play-singletask-v0"
     )
-    assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE))
+    assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE), asks=True)
     assert train_defaults([MAZE]) == Train(PRESETS["cpu"](MAZE))
     for method in METHODS:
         name, preset = next(iter(presets_of(method).items()))
@@ -238,7 +238,15 @@ def test_options_override_the_preset(monkeypatch, tql):
     preset = PRESETS["paper-1M"](MAZE)
     control = replace(preset.control, target=((1.25, 1.0), (1.2, 0.5)))
     assert trains[0].config == replace(preset, tau=0.5, control=control, actor=replace(preset.actor, hidden=(7, 5)))
-    assert trains[0].changed() and not train_defaults([MAZE]).changed() and train_defaults([MAZE, "--preset", "cpu-sarsa"]).changed()
+    assert trains[0].asks and train_defaults([MAZE, "--seed", "0"]).asks and train_defaults([MAZE, "--preset=cpu"]).asks
+    assert not train_defaults([MAZE, "--method", "bc", "--out", "run", "--resume", "--data=x.npz", "--workers", "1"]).asks
+
+
+def test_the_last_of_repeated_options_counts(monkeypatch, tql):
+    trains = []
+    monkeypatch.setattr(Train, "__call__", lambda train: trains.append(train))
+    tql("train", MAZE, "--preset", "pocket", "--preset", "cpu-sarsa")
+    assert (trains[0].preset, trains[0].config) == ("cpu-sarsa", PRESETS["cpu-sarsa"](MAZE))
 
 
 # Whole commands.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from tql.config import EXPECTED, METHODS, PRESETS, Config, Task, TrainingConfig
 from tql.workspace import CHECKOUT
@@ -66,6 +66,8 @@ class Train(Generic[Settings]):
     """Continue the run in --out with its own settings, bitwise as if it had not stopped."""
     workers: int = 2
     """Processes that simulate, for generation and evaluation."""
+    asks: Annotated[bool, Suppress] = False
+    """Whether the command line has settings, by a preset or by an option of their own."""
 
     def __call__(self) -> None:
         if self.workers < 1:
@@ -78,8 +80,9 @@ class Train(Generic[Settings]):
         from tql import run as runs
 
         if self.resume:
-            agent, data = runs.resume(run, task, self.config if self.changed() else self.method or None, self.data)
+            agent, data = runs.resume(run, task, self.config if self.asks else self.method or None, self.data)
         else:
+            runs.check_empty(run)
             if self.data is None and not dataset.exists():
                 print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
                 episodes = self.config.dataset_episodes
@@ -88,10 +91,6 @@ class Train(Generic[Settings]):
         print(f"run directory {run}; compiling ...", flush=True)
         agent = runs.train(agent, data, run, workers=self.workers)
         self.report(run, agent)
-
-    def changed(self) -> bool:
-        """Whether the command line asks for settings, by a preset or by an option of its own."""
-        return bool(self.preset) or self.config != next(iter(presets_of(self.config.method).values()))(self.config.task)
 
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""
@@ -192,7 +191,7 @@ class Benchmark:
     only: str = ""
     """Only runs whose name (TASK/LABEL-seedK) contains this."""
     minutes: float | None = None
-    """Stop after this time with everything saved; the same command goes on."""
+    """Stop after this time with everything saved; the same command goes on. A dataset is made whole, or not begun: at most one per call."""
     processes: int | None = None
     """Runs at a time, one core each; all cores unless given, and 1 on a GPU."""
     estimate: bool = False
@@ -230,6 +229,10 @@ class Bench:
         bench(configs, self.repeats, self.seconds)
 
 
+NO_SETTINGS = {"--method", "--out", "--data", "--resume", "--no-resume", "--workers", "--help"}
+"""Options of `train` that say nothing about a run's settings."""
+
+
 def train_defaults(arguments: list[str]) -> Train:
     """The settings of the task (the first argument), of `--method` and of `--preset`; raises `ValueError` for wrong names."""
     task = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -240,7 +243,8 @@ def train_defaults(arguments: list[str]) -> Train:
     preset = option(arguments, "--preset") or next(iter(presets))
     if preset not in presets:
         raise ValueError(f"there is no preset '{preset}' of {method}; choose one of {', '.join(presets)}.")
-    return Train(presets[preset](task or "cube-double-play-singletask-v0"))
+    typed = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
+    return Train(presets[preset](task or "cube-double-play-singletask-v0"), asks=not typed <= NO_SETTINGS)
 
 
 def presets_of(method: str) -> dict[str, Callable[[str], TrainingConfig]]:
@@ -256,10 +260,11 @@ def presets_of(method: str) -> dict[str, Callable[[str], TrainingConfig]]:
 
 def option(arguments: list[str], name: str) -> str | None:
     """What stands after `name` on the command line, or behind `name=`."""
+    found = None  # the last one counts, as for the other options
     for word, following in zip(arguments, [*arguments[1:], ""]):
         if word == name or word.startswith(f"{name}="):
-            return following if word == name else word.removeprefix(f"{name}=")
-    return None
+            found = following if word == name else word.removeprefix(f"{name}=")
+    return found
 
 
 COMMANDS = {

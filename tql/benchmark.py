@@ -1,13 +1,14 @@
 r"""The benchmark: methods x tasks x seeds x sizes, every run made and recorded by the same loop, data and evaluation.
 
-    pocket    all ten methods (and TQL without control) on 2 cores, the same data and updates, 3 seeds; then other sizes and another task
+    pocket    all ten methods, TQL without control and the corrected Q-Transformer on 2 cores, the same data and updates, 3 seeds, two
+              tasks; on the first also other sizes
     gpu       cube-double and scene, all five tasks, all ten methods, 1,000,000 updates, one seed
     paper     the paper's 25 tasks, ten methods, 8 seeds, 1,000,000 updates
 
 A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not depend on
 how many there are. On a GPU the seeds of a small method are one process, under `vmap` (`together.py`). A run lies in
-`runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD or METHOD@WIDTH. One that is done is left alone, one that was cut off goes on
-bitwise, one that fails is reported at the end and costs only itself. `record` copies what figures need.
+`runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD, METHOD-CHANGE or METHOD@WIDTH. One that is done is left alone, one that was cut
+off goes on bitwise, one that fails is reported at the end and costs only itself. `record` copies what figures need.
 """
 
 import contextlib

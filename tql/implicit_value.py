@@ -12,6 +12,12 @@ from tql.data import Batch
 from tql.mlp import MLP
 
 
+def check_expectile(kappa: float) -> None:
+    """Raises `ValueError` for what is no expectile."""
+    if not 0 < kappa < 1:
+        raise ValueError(f"kappa is {kappa}; an expectile lies between 0 and 1, and above one half to be an upper one.")
+
+
 def expectile_loss(u: Float[Array, ""], kappa: float) -> Float[Array, ""]:
     r"""$\ell_\kappa(u) = \kappa\,u^2$ if $u \ge 0$, else $(1 - \kappa)\,u^2$; its minimiser over a shift is the $\kappa$-expectile."""
     return jnp.where(u >= 0, kappa, 1 - kappa) * u**2

@@ -202,8 +202,7 @@ def start(config: TrainingConfig, dataset: Path, run: Path, data: Batch | None =
 
     `data` is the training part of `dataset` where the caller has loaded it already.
     """
-    if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
-        raise RunError(f"{run}: exists and is not empty; continue it with --resume or choose another directory with --out.")
+    check_empty(run)
     if data is None:
         data, _ = load(Task.parse(config.task), dataset)
     agent = _fresh(config, data)
@@ -211,6 +210,12 @@ def start(config: TrainingConfig, dataset: Path, run: Path, data: Batch | None =
     run.mkdir(parents=True, exist_ok=True)
     write_settings(run, agent, dataset)
     return agent, prepared
+
+
+def check_empty(run: Path) -> None:
+    """Raises `RunError` for a directory with something in it."""
+    if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
+        raise RunError(f"{run}: exists and is not empty; continue it with --resume or choose another directory with --out.")
 
 
 def _fresh(config: TrainingConfig, data: Batch) -> AbstractAgent:

@@ -72,14 +72,6 @@ def mean_deviation(x: Float[np.ndarray, "seeds tasks"]) -> float:
     return float(task_deviations(x).mean())
 
 
-def domain_averages(x: Float[np.ndarray, "seeds tasks"], domains: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """`mean_score` and `mean_deviation` over the tasks of every domain; `domains` names that of every column."""
-    if len(domains) != x.shape[1]:
-        raise ValueError(f"{len(domains)} domains are named for {x.shape[1]} tasks: name one per column.")
-    of = {domain: x[:, [name == domain for name in domains]] for domain in dict.fromkeys(domains)}
-    return {domain: (float(mean_score(columns)), mean_deviation(columns)) for domain, columns in of.items()}
-
-
 def iqm(x: Float[np.ndarray, "*draws seeds tasks"]) -> Float[np.ndarray, "*draws"] | float:
     """Interquartile mean: of all n runs, of all tasks together, the lowest and the highest floor(n / 4) are left out."""
     n = counts(x).sum(axis=-1)[..., None]
@@ -136,10 +128,3 @@ def stratified_bootstrap(
     values = statistic(*(resampled(x, rng, repetitions) for x in scores))
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
-
-
-def probability_of_improvement(
-    x: Float[np.ndarray, "seeds tasks"], y: Float[np.ndarray, "others tasks"], *, seed: int = 0, repetitions: int = 2000
-) -> tuple[float, tuple[float, float]]:
-    """`improvement` of x over y with its 95 % interval."""
-    return float(improvement(x, y)), stratified_bootstrap(improvement, x, y, seed=seed, repetitions=repetitions)

@@ -3,8 +3,9 @@ r"""floq (flow-matching critic): Q is the end point of a learned flow in one dim
 Networks, two members each: the velocity $\psi_k(s, a, z, t)$ of the value flow, with an average $\bar\psi_k$, and MLP critics $Q_k(s, a)$
 without one, distilled from it to guide the actor. The actor is FQL's. It acts with $\mathrm{clip}(\mu(s, z))$. Settings: from floq's code
 and the TQL authors' fork of it (four hidden layers everywhere). As in the code, time enters as the single number cos t, where the floq
-paper speaks of 64 Fourier features; sums over copies in the loss of $\psi$, means elsewhere. Doubts: which
-size the published column is; floq's own README has two hidden layers on cubes and coverage .25 on puzzle-4x4.
+paper speaks of 64 Fourier features; sums over copies in the loss of $\psi$, means elsewhere. Departure: points far outside the range of
+returns are encoded as nearer ones (`value_flow.encode`); the code divides 0 by 0 there. Doubts: which size the published column is; floq's
+own README has two hidden layers on cubes and coverage .25 on puzzle-4x4.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ from tql.config import POCKET, Task, TrainingConfig
 from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import Noise, draw_noise, euler, flow_matching
-from tql.implicit_value import q_loss, value_loss
+from tql.implicit_value import check_expectile, q_loss, value_loss
 from tql.mlp import MLP, MLPCritic
 from tql.optimise import copy, descend, polyak, start
 
@@ -42,6 +42,10 @@ class IFQLConfig(TrainingConfig):
     """Euler steps of the flow."""
     candidates: int = 32
     """Actions drawn per step, of which the best is taken."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_expectile(self.kappa)
 
 
 def paper(task: str) -> IFQLConfig:

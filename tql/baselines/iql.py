@@ -21,7 +21,7 @@ from tql.agent import AbstractAgent, Act, Metrics, seed_keys
 from tql.config import POCKET, Task, TrainingConfig
 from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
-from tql.implicit_value import q_loss, value_loss
+from tql.implicit_value import check_expectile, q_loss, value_loss
 from tql.mlp import MLP, MeanActor, MLPCritic, log_probability, mean_action
 from tql.optimise import copy, descend, polyak, start
 
@@ -42,6 +42,10 @@ class IQLConfig(TrainingConfig):
     """Expectile of Q that V regresses to."""
     alpha: float = 10.0
     """Inverse temperature: the weight of an action is exp(alpha * advantage)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_expectile(self.kappa)
 
 
 def paper(task: str) -> IQLConfig:

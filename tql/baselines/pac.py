@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
+from tql.attention import D_HEAD
 from tql.config import POCKET, ScheduledConfig, Task, TrainingConfig
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import POLICIES, FlowActor, Noise, actor_loss, draw_noise
@@ -57,6 +58,8 @@ class PACConfig(ScheduledConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.d_model >= D_HEAD and self.d_model % D_HEAD:
+            raise ValueError(f"d_model is {self.d_model}; it must be a multiple of {D_HEAD}, the width of a head.")
         if not (math.isfinite(self.v_min) and self.v_min < 0 and self.v_min == int(self.v_min)):
             raise ValueError(f"v_min is {self.v_min}; it must be a whole number below 0, for the values are 1 apart and end at 0.")
 
@@ -78,7 +81,7 @@ def smallest_return(task: str, discount: float) -> float:
 
 
 def paper_whole_range(task: str) -> PACConfig:
-    """The paper's settings, but for a support that holds every return."""
+    """The paper's settings, but for a support that holds every return at their discount."""
     config = paper(task)
     return replace(config, v_min=smallest_return(task, config.discount))
 

@@ -53,6 +53,13 @@ class QTransformerConfig(ScheduledConfig):
     mc_mode: Literal["authors", "lower_bound"] = "authors"
     """authors: returns as in the published code, where the end of an episode looks like success. lower_bound: a correct lower bound."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.bins < 2:
+            raise ValueError(f"bins is {self.bins}; at least 2 are needed.")
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model {self.d_model} is no multiple of heads {self.heads}; make it one.")
+
 
 def paper(task: str) -> QTransformerConfig:
     """The paper's settings."""

@@ -62,7 +62,7 @@ def paper(task: str) -> ReBRACConfig:
 
 
 def pocket(task: str) -> ReBRACConfig:
-    """For 2 cores: narrower, at TQL's learning rate there; both weights are the paper's, since Q is normalised."""
+    """For 2 cores: narrower, at TQL's learning rate there; alpha_1 is the paper's, since Q is normalised there, and alpha_2 is too."""
     return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256))
 
 
