@@ -31,6 +31,7 @@ NAMES = METHODS | {"tql-none": "no control", "q-transformer-bound": "Q-T, bound"
 COLOURS = {
     **{"bc": "#868e96", "iql": "#9c5b1f", "rebrac": "#e8963d", "fbrac": "#c9b400", "ifql": "#86b817", "fql": "#1f8a5b", "floq": "#12b0c4"},
     **{"q-transformer": "#8f4fd1", "pac": "#e667a8", "tql": "#1c5fb0", "tql-none": "#c92a2a"},
+    "q-transformer-bound": "#c3a5e8",
 }
 STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 

@@ -252,7 +252,20 @@ def scale_of(records: Sequence[Record]) -> str:
         f"Scale: {of_tasks}, {kind}, {listed(layers)} layers, d_model "
         f"{listed(values_of(records, 'width'))}; {updates} updates{departures(records)}; {seeds_of(records)}; "
         f"device: {listed(sorted({record.settings['device'] for record in records}))}, {minutes:.0f} minutes of training in all."
+        f"{datasets_of(records)}"
     )
+
+
+def datasets_of(records: Sequence[Record]) -> str:
+    """A sentence where one dataset was made more than once and did not come out the same."""
+    made: dict[str, set[str]] = {}
+    for record in records:
+        dataset = record.settings["dataset"]
+        made.setdefault(dataset["file"], set()).add(dataset["sha256"])
+    most = max(map(len, made.values()))
+    if most == 1:
+        return ""
+    return f" The dataset was made on {most} machines, by the same script, seed and number of episodes, and is not the same bit for bit."
 
 
 def success_missing(records: Sequence[Record]) -> str:

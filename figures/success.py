@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from records import canvas, legend_below, listed
 
-MARKERS = dict(zip(COLOURS, "osD^v<>PXoo"))
+MARKERS = dict(zip(COLOURS, "osD^v<>PXooP", strict=True))
 
 
 def mean_and_range(runs: Sequence[Run]) -> tuple[list[int], list[float], list[float], list[float]]:

@@ -415,7 +415,7 @@ def critic(study, control, width, seed=0, *, H=3.0, rough=0.3, layers=2, target=
     steps = (250, 500, 750, 1000)
     return records.Record(
         Path(f"{study}-{control}-{width}-seed{seed}"),
-        dict(config=config, target=[[target] * 2] * layers, device="cpu", training_seconds=60),
+        dict(config=config, target=[[target] * 2] * layers, device="cpu", training_seconds=60, dataset=dict(file="cube.npz", sha256="a")),
         [dict(step=step, entropy=(np.zeros((layers, 2)) + (H if step >= 500 else 9.0)).tolist()) for step in steps],
         [dict(step=step, roughness=rough if step >= 500 else 9.0, turning_points=1.0) for step in steps],
         [],

@@ -181,11 +181,20 @@ def made(control, width, seed=0, *, H=3.0, rough=0.3, solved=None, target=2.5):
         evaluation = [dict(step=1000, policy="policy", success=i < solved) for i in range(50)]
     return shared.Record(
         Path(f"study-{control}-{width}-seed{seed}"),
-        dict(config=config, target=[[target] * 2] * 2, device="cpu", training_seconds=60),
+        dict(config=config, target=[[target] * 2] * 2, device="cpu", training_seconds=60, dataset=dict(file="cube.npz", sha256="a")),
         [dict(step=step, entropy=(np.zeros((2, 2)) + H).tolist()) for step in steps],
         [dict(step=step, roughness=rough, turning_points=10 * rough) for step in steps],
         evaluation,
     )
+
+
+def test_a_dataset_that_was_made_twice_is_named():
+    one, other = made("none", 32), made("none", 32, 1)
+    other.settings["dataset"] = dict(file="cube.npz", sha256="b")
+    assert shared.datasets_of([one, one]) == "" and "not the same bit for bit" in shared.datasets_of([one, other])
+    assert "made on 2 machines" in shared.scale_of([one, other])
+    other.settings["dataset"] = dict(file="scene.npz", sha256="b")
+    assert shared.datasets_of([one, other]) == "", "two datasets"
 
 
 def test_collapse_agrees_only_if_entropy_falls_with_every_width():

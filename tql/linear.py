@@ -13,7 +13,7 @@ glorot_uniform = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)
 class Linear(eqx.Module):
     """The rows of `x`, each mapped to $Wx + b$.
 
-    Flax's start: b = 0 and W LeCun-normal (critic) or Glorot-uniform (actors), where `eqx.nn.Linear` draws both from
+    Flax's start: b = 0 and W LeCun-normal (transformers) or Glorot-uniform (MLPs), where `eqx.nn.Linear` draws both from
     $U(\\pm 1/\\sqrt{d_{in}})$. It takes all rows at once because `vmap` of `eqx.nn.Linear` over tokens and batch made the
     backward pass of an MLP three times slower on a CPU (jax 0.10.2: 22.6 against 7.2 ms, 64 x 43 tokens, width 64).
     """

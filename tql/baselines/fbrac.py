@@ -3,7 +3,8 @@ r"""FBRAC (flow behaviour-regularised actor-critic, as in the FQL paper): Q's gr
 Networks: a velocity $v(s, x, t)$ without layer norm and two MLP critics with layer norm, with an average $\bar Q_k$ of the critics.
 Beside FQL: no one-step policy, and backpropagation through every Euler step. It acts with $\mathrm{flow}(s, z)$, fresh z at every step.
 Settings: cube-triple from the code of Value Flows, other domains as remembered from the FQL paper; puzzle-3x3 (100 or 300) is the least
-certain, and an earlier revision of Value Flows has 10 on cube-triple.
+certain, and an earlier revision of Value Flows has 10 on cube-triple. One re-implementation (FAC's) takes the minimum in the target, others
+the mean, as here.
 """
 
 from collections.abc import Callable
