@@ -219,7 +219,7 @@ def scale_of(benchmark: Benchmark, runs: Sequence[Run]) -> str:
     success = "the last evaluation" if benchmark.last == 1 else f"the mean of the last {benchmark.last} evaluations"
     hours = sum(run.settings["training_seconds"] for run in runs) / 3600
     return (
-        f"Reduced scale: preset {benchmark.preset}, {len(runs)} runs of {' and '.join(updates)} updates (paper 1,000,000); seeds {seeds} "
+        f"Reduced scale: preset {benchmark.preset}, {len(runs)} runs of {' and '.join(updates)} updates (paper 1,000,000); seeds {seeds}"
         f"{fewer_seeds(runs)}; device: {device}, {hours:.1f} hours of training in all. Success: share of solved episodes in "
         f"{success}; episodes of an evaluation: {listed(rows)}." + left_out(benchmark)
     )
@@ -232,7 +232,7 @@ def fewer_seeds(runs: Sequence[Run]) -> str:
         of.setdefault(run.label, {}).setdefault(run.task, set()).add(run.seed)
     most = {label: max(map(len, tasks.values())) for label, tasks in of.items()}
     fewer = [f"{name(label)}: {n}" for label, n in most.items() if n < max(most.values())]
-    return f"(how many, where fewer: {'; '.join(fewer)})" if fewer else ""
+    return f" (how many, where fewer: {'; '.join(fewer)})" if fewer else ""
 
 
 def left_out(benchmark: Benchmark) -> str:
