@@ -4,7 +4,6 @@ A run is a folder `data/benchmark/PRESET/TASK/LABEL-seedK/` with config.json, me
 METHOD@SIZE: runs with a size belong to the comparison of sizes alone.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from records import FIGURES, listed
+from records import FIGURES, listed, read_config
 
 from tql import statistics
 from tql.config import Task
@@ -62,7 +61,7 @@ class Run:
     def read(folder: Path) -> "Run":
         if not re.fullmatch(r"[^@]+(@[^@]+)?-seed\d+", folder.name):
             raise SystemExit(f"{folder} is no name of a run; METHOD-seed0 or METHOD@SIZE-seed0 is expected. Rename or remove it.")
-        return Run(folder, json.loads((folder / "config.json").read_text()), recorded(folder / "evaluation.jsonl"))
+        return Run(folder, read_config(folder), recorded(folder / "evaluation.jsonl"))
 
     @property
     def label(self) -> str:

@@ -44,6 +44,14 @@ class Options:
     """Folder of the records, one folder per preset in it."""
 
 
+def read_config(folder: Path) -> dict:
+    """The settings of a recorded run. Ends the program, naming the file, if it is damaged."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise SystemExit(f"{folder / 'config.json'}: is damaged ({error}); restore it from git, or remove that run's folder.") from None
+
+
 @dataclass(frozen=True)
 class Record:
     """One recorded run. `study` is what its name starts with: which kind of run, or which task."""
@@ -57,7 +65,7 @@ class Record:
     @staticmethod
     def read(folder: Path) -> "Record":
         lines = [read_lines(folder / f"{name}.jsonl") for name in ("metrics", "analysis", "evaluation")]
-        return Record(folder, json.loads((folder / "config.json").read_text()), *lines)
+        return Record(folder, read_config(folder), *lines)
 
     @property
     def control(self) -> str:

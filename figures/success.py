@@ -7,6 +7,7 @@ import tyro
 from benchmark_records import COLOURS, Benchmark, Options, Run, left_out, name, save, scale_of, short
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from records import canvas, legend_below, listed
 
 MARKERS = dict(zip(COLOURS, "osD^v<>PXooP", strict=True))
@@ -57,6 +58,7 @@ def draw(benchmark: Benchmark) -> Figure:
             draw_method(row, label, benchmark.of(label=label, task=task))
         row[0].set(title=short(task), ylabel="success, %", xlabel="updates", ylim=(-3, 103))
         row[1].set(title=f"{short(task)}, wall time", xlabel="minutes of training (logarithmic)", xscale="log")
+        row[1].xaxis.set_major_formatter(FuncFormatter(lambda minutes, _: f"{minutes:g}"))
         missing = [name(method) for method in benchmark.methods() if not benchmark.of(label=method, task=task)]
         if missing:
             row[0].text(0.02, 0.97, f"missing: {listed(missing)}", transform=row[0].transAxes, va="top", fontsize=8.5, color="#b3261e")

@@ -498,3 +498,11 @@ def test_new_studies_change_no_other_picture(script):
     assert words_of(figures[0]) == words_of(figures[1])
     first, second = ([np.asarray(line.get_ydata()).tolist() for axis in figure.get_axes() for line in axis.lines] for figure in figures)
     assert first == second
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    folder = tmp_path / "task" / "bc-seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(SystemExit, match="bc-seed0/config.json: is damaged"):
+        shared.Run.read(folder)

@@ -209,7 +209,7 @@ def test_presets_follow_the_task():
     assert train_defaults(["puzzle-3x3-play-singletask-v0", "--preset", "paper-7M"]).config == PRESETS["paper-7M"](
         "puzzle-3x3-play-singletask-v0"
     )
-    assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE), asks=True)
+    assert train_defaults([MAZE, "--seed", "4", "--preset=cpu-sarsa"]) == Train(PRESETS["cpu-sarsa"](MAZE))
     assert train_defaults([MAZE]) == Train(PRESETS["cpu"](MAZE))
     for method in METHODS:
         name, preset = next(iter(presets_of(method).items()))
@@ -238,8 +238,38 @@ def test_options_override_the_preset(monkeypatch, tql):
     preset = PRESETS["paper-1M"](MAZE)
     control = replace(preset.control, target=((1.25, 1.0), (1.2, 0.5)))
     assert trains[0].config == replace(preset, tau=0.5, control=control, actor=replace(preset.actor, hidden=(7, 5)))
-    assert trains[0].asks and train_defaults([MAZE, "--seed", "0"]).asks and train_defaults([MAZE, "--preset=cpu"]).asks
-    assert not train_defaults([MAZE, "--method", "bc", "--out", "run", "--resume", "--data=x.npz", "--workers", "1"]).asks
+
+
+def test_a_dataset_of_another_length_is_named(tmp_path, monkeypatch, capsys):
+    """What `tql data --episodes 2` left is not silently taken for the 120 episodes of the preset."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cube-single-noisy-v0.npz").touch()
+    (tmp_path / "data" / "cube-single-noisy-v0.json").write_text('{"episodes": {"train": 2, "val": 1}}')
+    monkeypatch.setattr(runs, "start", lambda *_: pytest.skip("started"))
+    config = PRESETS["cpu"]("cube-single-noisy-singletask-task3-v0")
+    for asked, words in ((config, "has 2 episodes, these settings ask for 120"), (replace(config, dataset_episodes=2), "")):
+        with pytest.raises(pytest.skip.Exception):
+            Train(asked)()
+        err = capsys.readouterr().err
+        assert words in err and ("warning" in err) == bool(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("evaluate", "run", "--episodes", "-1"), ("evaluate", "run", "--workers", "0"), ("benchmark", "--minutes", "-5")]
+    + [("benchmark", "--minutes", "nan"), ("benchmark", "--processes", "0")],
+)
+def test_numbers_that_make_no_sense_are_refused(words, tql):
+    assert "at least 1" in is_one_line(tql(*words))
+
+
+def test_a_method_that_cannot_be_imported_is_one_line(tql, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", "no_such_module.Mine")
+    monkeypatch.setitem(METHODS, "other", "tql.loop.NoSuchAgent")
+    for name in ("mine", "other"):
+        answer = is_one_line(tql("train", MAZE, "--method", name))
+        assert f"{name} is {METHODS[name]} in METHODS of tql/config.py" in answer and "PYTHONPATH" in answer
 
 
 def test_the_last_of_repeated_options_counts(monkeypatch, tql):
@@ -295,10 +325,11 @@ def test_another_method(tql, tmp_path, maze_file):
     for again in (["train", MAZE, "--out", run, "--resume"], [*command, "--resume"]):
         assert tql(*again)[0] == 0 and (run / "metrics.jsonl").read_bytes() == before
     assert tql("train", MAZE, "--method", "fql", "--out", run, "--resume")[0] == 0, "its own method, and nothing else asked"
-    assert "is a run of fql, not of iql" in is_one_line(tql("train", MAZE, "--method", "iql", "--out", run, "--resume"))
-    assert "is a run of fql, not of tql" in is_one_line(tql("train", MAZE, "--method", "tql", "--out", run, "--resume"))
-    asks = ("train", MAZE, "--method", "iql", "--tau", "0.5", "--out", run, "--resume")
-    assert "was started with other settings (method: iql instead of fql)" in is_one_line(tql(*asks))
+    for other in ("iql", "tql"):
+        answer = is_one_line(tql("train", MAZE, "--method", other, "--out", run, "--resume"))
+        assert f"was started with other settings (method: {other} instead of fql)" in answer
+    answer = is_one_line(tql("train", MAZE, "--tau", "0.5", "--seed", "0", "--out", run, "--resume"))
+    assert "was started with other settings (seed: 0 instead of 3; tau: 0.5 instead of 0.02)" in answer, "what is typed, and no more"
     pocket = is_one_line(tql("train", MAZE, "--method", "fql", "--preset", "pocket", "--out", run, "--resume"))
     assert "batch_size: 64 instead of 5" in pocket, "the default preset, asked for"
     assert "policy at update 4: solved 1 of 5" in tql("evaluate", run, "--episodes", "5")[1]
@@ -335,5 +366,5 @@ def test_analyse(tql, tmp_path, finished, maze_file):
     for path in runs.checkpoints(run):
         path.write_bytes(b"damaged")
     assert "is no checkpoint of tql" in is_one_line(tql("analyse", run, "--step", "40"))
-    assert "has no usable checkpoint yet; train it first" in is_one_line(tql("analyse", run))
+    assert "has no usable checkpoint; train it first" in is_one_line(tql("analyse", run))
     assert sorted(run.iterdir()) == before

@@ -1,5 +1,6 @@
 """The command line: `python -m tql COMMAND`, or `tql COMMAND`. jax and the simulator load only when a command needs them."""
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import Positional, arg
 
 from tql.config import EXPECTED, METHODS, PRESETS, Config, Task, TrainingConfig
 from tql.workspace import CHECKOUT
@@ -66,39 +67,47 @@ class Train(Generic[Settings]):
     """Continue the run in --out with its own settings, bitwise as if it had not stopped."""
     workers: int = 2
     """Processes that simulate, for generation and evaluation."""
-    asks: Annotated[bool, Suppress] = False
-    """Whether the command line has settings, by a preset or by an option of their own."""
 
     def __call__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: at least 1 process is needed.")
         task = Task.parse(self.config.task)
         method, preset = self.config.method, self.preset or next(iter(presets_of(self.config.method)))
-        name = preset if method == "tql" else f"{method}-{preset}"
-        run = self.out or Path("runs") / f"{task.single_task_name}-{name}-seed{self.config.seed}"
+        run = self.out or run_directory(self.config.task, method, preset, self.config.seed)
         dataset = self.data or Path("data") / f"{task.dataset_name}.npz"
         from tql import run as runs
 
         if self.resume:
-            agent, data = runs.resume(run, task, self.config if self.asks else self.method or None, self.data)
+            agent, data = runs.resume(run, task, self.config, self.data)
         else:
             runs.check_empty(run)
             if self.data is None and not dataset.exists():
                 print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
                 episodes = self.config.dataset_episodes
                 Data(task.dataset_name, episodes=episodes, workers=self.workers, out=dataset.parent)()
+            elif self.data is None:
+                self.warn_of_other_length(dataset)
             agent, data = runs.start(self.config, dataset, run)
         print(f"run directory {run}; compiling ...", flush=True)
         agent = runs.train(agent, data, run, workers=self.workers)
         self.report(run, agent)
 
+    def warn_of_other_length(self, dataset: Path) -> None:
+        """On stderr, where an earlier command made the dataset with another number of episodes than these settings are for."""
+        manifest, asked = dataset.with_suffix(".json"), self.config.dataset_episodes
+        made = json.loads(manifest.read_text()).get("episodes", {}).get("train") if manifest.exists() else None
+        if made and asked and made != asked:
+            say = f"{dataset} has {made} episodes, these settings ask for {asked}; to make them, move it away (with -val.npz and .json)."
+            print(f"warning: {say}", file=sys.stderr)
+
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""
         from tql.evaluate import recorded, summary
         from tql.plot import plot
-        from tql.run import episodes_of
+        from tql.run import episodes_of, read_metrics
 
-        print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}\nepisodes: {run / 'evaluation.jsonl'}")
+        if read_metrics(run):
+            print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}\nepisodes: {run / 'evaluation.jsonl'}")
         for policy, label in (("policy", "policy"), ("behaviour", "behaviour flow alone")):
             if episodes := episodes_of(recorded(run / "evaluation.jsonl"), int(agent.step), policy):
                 print(f"{label}: {summary(episodes)}")
@@ -122,6 +131,8 @@ class Evaluate:
         from tql import run as runs
         from tql.evaluate import summary
 
+        if self.episodes < 1 or self.workers < 1:
+            raise ValueError(f"--episodes {self.episodes} and --workers {self.workers}: at least 1 of each is needed.")
         agent = runs.trained_agent(self.run)
         for policy, episodes in runs.evaluate(agent, self.run, episodes=self.episodes, workers=self.workers).items():
             print(f"{policy} at update {int(agent.step)}: {summary(episodes)}")
@@ -202,6 +213,8 @@ class Benchmark:
     def __call__(self) -> None:
         from tql.benchmark import benchmark
 
+        if (self.minutes is not None and not self.minutes > 0) or (self.processes is not None and self.processes < 1):
+            raise ValueError(f"--minutes {self.minutes} must be above 0, and --processes {self.processes} at least 1.")
         outcome = benchmark(self.preset, self.only, self.minutes, self.processes, self.estimate, self.records)
         if outcome is not None and outcome.failed:
             sys.exit(1)
@@ -229,22 +242,34 @@ class Bench:
         bench(configs, self.repeats, self.seconds)
 
 
-NO_SETTINGS = {"--method", "--out", "--data", "--resume", "--no-resume", "--workers", "--help"}
-"""Options of `train` that say nothing about a run's settings."""
-
-
 def train_defaults(arguments: list[str]) -> Train:
-    """The settings of the task (the first argument), of `--method` and of `--preset`; raises `ValueError` for wrong names."""
+    """The settings of the task (the first argument), of `--method` and of `--preset`, or with `--resume` those of the run.
+
+    Raises `ValueError` for wrong names, and `RunError` where there is no run to resume.
+    """
     task = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if task is None and not {"-h", "--help"} & set(arguments):
         raise ValueError("give the task first: tql train TASK [options], for example tql train cube-double-play-singletask-task2-v0.")
-    method = option(arguments, "--method") or "tql"
+    asked_method, asked_preset = option(arguments, "--method"), option(arguments, "--preset")
+    method = asked_method or "tql"
     presets = presets_of(method)
-    preset = option(arguments, "--preset") or next(iter(presets))
+    preset = asked_preset or next(iter(presets))
+    if task is not None and "--resume" in arguments and asked_preset is None:
+        from tql.run import read_settings
+
+        out, seed = option(arguments, "--out"), option(arguments, "--seed") or "0"
+        config = read_settings(Path(out) if out else run_directory(task, method, preset, seed)).config
+        if asked_method in (None, config.method):
+            return Train(config)
     if preset not in presets:
         raise ValueError(f"there is no preset '{preset}' of {method}; choose one of {', '.join(presets)}.")
-    typed = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
-    return Train(presets[preset](task or "cube-double-play-singletask-v0"), asks=not typed <= NO_SETTINGS)
+    return Train(presets[preset](task or "cube-double-play-singletask-v0"))
+
+
+def run_directory(task: str, method: str, preset: str, seed: int | str) -> Path:
+    """Where a run lies unless `--out` says otherwise."""
+    name = preset if method == "tql" else f"{method}-{preset}"
+    return Path("runs") / f"{Task.parse(task).single_task_name}-{name}-seed{seed}"
 
 
 def presets_of(method: str) -> dict[str, Callable[[str], TrainingConfig]]:

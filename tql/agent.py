@@ -73,11 +73,18 @@ class AbstractAgent(eqx.Module):
 
 
 def method_class(method: str) -> type[AbstractAgent]:
-    """Imports the method of that name. Raises `ValueError` for a name that `config.METHODS` does not have."""
+    """Imports the method of that name. Raises `ValueError` for a name that `config.METHODS` does not have, and for a place where it is
+    not.
+    """
     if method not in METHODS:
         raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}.")
     module, _, name = METHODS[method].rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0] and error.name != module:
+            raise  # something that the method itself imports
+        raise ValueError(f"{method} is {METHODS[method]} in METHODS of tql/config.py, but {error}; is its folder on PYTHONPATH?") from None
 
 
 def initialise(n_s: int, n_a: int, config: TrainingConfig, statistics: DataStatistics) -> AbstractAgent:

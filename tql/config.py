@@ -201,7 +201,10 @@ class ScheduledConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.steps <= 2 * self.warmup:
-            raise ValueError(f"steps {self.steps} leave no room for the cosine after a warm-up of {self.warmup}; use a shorter warm-up.")
+            raise ValueError(
+                f"steps {self.steps} leave no room for the cosine after a warm-up of {self.warmup}; take more than {2 * self.warmup}, "
+                "or a shorter warm-up (--warmup)."
+            )
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def title(config: TrainingConfig) -> str:
     return f"critic {config.critic.layers} x {config.critic.d_model}, control: {config.control.kind}"
 
 
+def marker(steps: np.ndarray) -> str | None:
+    """A line of one point cannot be seen without."""
+    return "o" if len(steps) == 1 else None
+
+
 def say(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
 
@@ -68,7 +73,7 @@ def draw_losses(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -
     """Those that are never negative: attention, temperature and policy losses have no logarithm."""
     for name, values in metrics.items():
         if name.endswith("_loss") and name != "temperature_loss" and np.any(values > 0) and np.all(values >= 0):
-            axis.plot(steps, values, label=LOSSES.get(name, name.removesuffix("_loss")))
+            axis.plot(steps, values, marker=marker(steps), label=LOSSES.get(name, name.removesuffix("_loss")))
     axis.set(title="losses", ylabel="mean of the losses", yscale="log")
     axis.legend()
 
@@ -96,7 +101,8 @@ def draw_temperatures(axis: Axes, steps: np.ndarray, alpha: np.ndarray) -> None:
 def draw_q(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
     """What of it a method logs: the mean, its spread over the batch, the mean of the target."""
     mean = metrics["q_mean"]
-    axis.plot(steps, mean, label="Q(s, a) of the data: mean, +- sd" if "q_std" in metrics else "Q(s, a) of the data: mean")
+    label = f"Q(s, a) of the data: mean{', +- sd' if 'q_std' in metrics else ''}"
+    axis.plot(steps, mean, marker=marker(steps), label=label)
     if "q_std" in metrics:
         axis.fill_between(steps, mean - metrics["q_std"], mean + metrics["q_std"], alpha=0.2)
     if "target_mean" in metrics:
@@ -109,7 +115,7 @@ def draw_actor(axis: Axes, steps: np.ndarray, metrics: dict[str, np.ndarray], ac
     axis.set(title="what the critic thinks that the policy gains", ylabel="discounted reward")
     if not acts:
         return say(axis, NO_POLICY)
-    axis.plot(steps, metrics["actor_q"] - metrics["q_mean"], label="Q(s, policy) - Q(s, data)")
+    axis.plot(steps, metrics["actor_q"] - metrics["q_mean"], marker=marker(steps), label="Q(s, policy) - Q(s, data)")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.legend(fontsize="small")
 

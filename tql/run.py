@@ -223,21 +223,19 @@ def _fresh(config: TrainingConfig, data: Batch) -> AbstractAgent:
 
 
 def resume(
-    run: Path, task: Task, asked: TrainingConfig | str | None, dataset: Path | None = None, data: Batch | None = None
+    run: Path, task: Task, asked: TrainingConfig | None, dataset: Path | None = None, data: Batch | None = None
 ) -> tuple[AbstractAgent, Batch]:
     """The agent of the newest whole checkpoint, or a fresh one if none was written, and the data it was trained on.
 
     `dataset` is where the dataset is now, if it was moved, and `data` its training part, if the caller has loaded it already.
     Warns if the run began with other versions, which may round otherwise. Raises `RunError` if the dataset is not the same file any
-    more, if `task` or `asked` (from the command line: all settings, or a method's name) differ, or if there are checkpoints and none can be
-    used: starting over would throw the run away.
+    more, if `task` or `asked` (both from the command line) differ, or if there are checkpoints and none can be used: starting over
+    would throw the run away.
     """
     settings = read_settings(run)
     if task.name != settings.config.task:
         raise RunError(f"{run}: was started on {settings.config.task}, not on {task.name}; give its own task to resume.")
-    if isinstance(asked, str) and asked != settings.config.method:
-        raise RunError(f"{run}: is a run of {settings.config.method}, not of {asked}; leave --method out to resume, or start another run.")
-    if isinstance(asked, TrainingConfig) and (found := differences(asked, settings.config)):
+    if asked is not None and (found := differences(asked, settings.config)):
         raise RunError(f"{run}: was started with other settings ({'; '.join(found)}); leave them out to resume, or start another run.")
     dataset = dataset or settings.dataset
     if not dataset.exists() or sha256(dataset) != settings.dataset_sha256:
@@ -261,7 +259,7 @@ def trained_agent(run: Path) -> AbstractAgent:
     """The newest whole checkpoint of a run. Raises `RunError` if there is none."""
     agent = newest_agent(run, read_settings(run).config)
     if agent is None:
-        raise RunError(f"{run}: has no usable checkpoint yet; train it first.")
+        raise RunError(f"{run}: has no usable checkpoint; train it first.")
     return agent
 
 

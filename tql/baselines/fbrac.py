@@ -1,5 +1,8 @@
 r"""FBRAC (flow behaviour-regularised actor-critic, as in the FQL paper): Q's gradient runs through the whole multi-step flow.
 
+    critic   y = r + gamma m <Q̄_k(s', a')>_k with a' = clip(flow(s', z')), and <(Q_k(s, a) - y)^2>
+    actor    alpha_bc flow matching - <Q(s, clip(flow(s, z)))>: through every Euler step of the flow itself (`flow_loss`)
+
 Networks: a velocity $v(s, x, t)$ without layer norm and two MLP critics with layer norm, with an average $\bar Q_k$ of the critics.
 Beside FQL: no one-step policy, and backpropagation through every Euler step. It acts with $\mathrm{flow}(s, z)$, fresh z at every step.
 Settings: cube-triple from the code of Value Flows, other domains as remembered from the FQL paper; puzzle-3x3 (100 or 300) is the least
@@ -60,7 +63,8 @@ def pocket(task: str) -> FBRACConfig:
 def critic_loss(
     critic: AbstractCritic, target_critic: AbstractCritic, v: MLP, batch: Batch, noise: Noise, discount: float, flow_steps: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""With $a' = \mathrm{flow}(s', z')$: $y = r + \gamma\,m\,\frac1K \sum_k \bar Q_k(s', a')$ and $\langle (Q_k(s, a) - y)^2 \rangle$.
+    r"""With $a' = \mathrm{clip}(\mathrm{flow}(s', z'))$ (`euler` clips):
+    $y = r + \gamma\,m\,\frac1K \sum_k \bar Q_k(s', a')$ and $\langle (Q_k(s, a) - y)^2 \rangle$.
 
     A mean over members and batch. Moves the critic alone; also returns the mean of Q.
     """

@@ -1,5 +1,8 @@
 r"""Flow Q-learning (FQL; Park, Li, Levine 2025): a behaviour flow, and a one-step policy distilled from it that maximises Q.
 
+    critic   y = r + gamma m <Q̄_k(s', a')>_k with a' = clip(mu(s', z')), and <(Q_k(s, a) - y)^2>
+    actor    flow matching + alpha_bc <|mu(s, z) - flow(s, z)|^2> - <Q(s, clip(mu(s, z)))>: a network of one step (`flow_actor.actor_loss`)
+
 Networks: the flow actor (`flow_actor.FlowActor`, here without layer norm) and two MLP critics with layer norm, with an average $\bar Q_k$
 of the critics. It is the actor of floq, PAC and TQL too; only the critic differs. It acts with $\mathrm{clip}(\mu(s, z))$, fresh z at
 every step. Settings: from FQL's code. Doubts: cube-triple's discount is .99 in the TQL authors' scripts and .995 elsewhere (the default
