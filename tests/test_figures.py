@@ -19,12 +19,14 @@ sys.path.insert(0, str(FIGURES))  # the scripts import their neighbours, as `pyt
 import ablation  # noqa: E402
 import agent  # noqa: E402
 import collapse  # noqa: E402
+import depth  # noqa: E402
 import entropy_by_size  # noqa: E402
 import portraits  # noqa: E402
 import records as shared  # noqa: E402
 import roughness  # noqa: E402
+import stabilisers  # noqa: E402
 
-SCRIPTS = {script.__name__: script for script in (collapse, entropy_by_size, ablation, roughness, agent)}
+SCRIPTS = {script.__name__: script for script in (collapse, entropy_by_size, ablation, roughness, agent, stabilisers, depth)}
 PUBLISHED = json.loads((FIGURES / "data" / "published.json").read_text())
 TOKENS = {"cube-double": 43, "cube-triple": 52, "scene": 46, "puzzle-3x3": 61, "puzzle-4x4": 89}
 DATA = FIGURES / "data" / "cpu"
