@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 # The suite compiles far longer than it computes; without these emitters of loops XLA needs a third less time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+if "WITH_FUSION_EMITTERS" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np
@@ -30,6 +31,9 @@ def pin_to_one_core(worker: str) -> None:
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     pin_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
+
+compiled_as_shipped = pytest.mark.skipif("WITH_FUSION_EMITTERS" not in os.environ, reason="run by test_compiled_as_shipped.py")
+"""For tests that two programs round alike: they do as XLA compiles them for a user, not without its emitters."""
 
 GOLDEN = Path(__file__).parent / "golden"
 

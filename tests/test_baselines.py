@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from conftest import MAZE
+from conftest import MAZE, compiled_as_shipped
 
 from tql import checkpoint
 from tql import run as runs
@@ -139,6 +139,7 @@ def test_an_update_is_deterministic_and_survives_a_checkpoint(method, tmp_path):
     assert all(np.isfinite(x).all() for line in history for x in line.values())
 
 
+@compiled_as_shipped
 @pytest.mark.parametrize("method", ["rebrac", "q-transformer"])
 def test_chunks_are_updates_and_are_compiled_once(method, monkeypatch):
     """2 + 2 updates in chunks are 4 by hand, bitwise. The others differ only in `update`; see the types above, and test_loop."""

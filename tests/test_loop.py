@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from conftest import compiled_as_shipped
 from jaxtyping import TypeCheckError
 
 from tql import loop
@@ -94,6 +95,7 @@ def other(data):
         return *train(replace(CONFIG, seed=1), data, 2, 2, 2), len(traces)
 
 
+@compiled_as_shipped
 def test_chunks_are_updates_by_hand_bitwise(data, six):
     """As a reader would write it; and two chunks of 3 are six updates."""
     agent = fresh()
