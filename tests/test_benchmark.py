@@ -296,6 +296,16 @@ def test_what_is_recorded(finished, tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == 18
 
 
+def test_seeds_trained_together_share_their_time(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    about = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(about | {"seeds_together": [3, 4, 5, 6]}))
+    lines = [json.dumps(line | {"time": 4.0 * line["step"]}) + "\n" for line in metrics_of(run)]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    record(run, tmp_path / "record")
+    assert json.loads((tmp_path / "record" / "config.json").read_text())["training_seconds"] == 40
+
+
 def test_the_training_time_is_that_at_the_median_speed():
     """10 updates take 2 s; a pause of an hour does not count."""
     times = [0.0, 2.0, 4.0, 3604.0, 3606.0]

@@ -170,8 +170,7 @@ def one_job(configs: list[TrainingConfig], data: Path, directories: list[Path], 
         try:
             if len(configs) > 1:
                 return together.train(configs, data, directories, workers=1)
-            started = (run / "config.json").exists()
-            agent, batch = runs.resume(run, Task.parse(config.task), config, data) if started else runs.start(config, data, run)
+            agent, batch = runs.start_or_resume(config, data, run)
             runs.train(agent, batch, run, workers=1)
         except runs.Interrupted as stop:
             print(stop)
@@ -288,12 +287,13 @@ def share_done(run: Path, config: TrainingConfig) -> float:
 def record(run: Path, out: Path) -> None:
     """Copies what figures need: settings without local paths, training time, every 5th line of metrics, every episode.
 
-    The time is that of all updates at their median speed, so that a busy minute of the machine does not count.
+    The time is that of all updates at their median speed, so that a busy minute of the machine does not count; of seeds that were
+    trained together each has its share.
     """
     content = json.loads((run / "config.json").read_text())
     lines = read_lines(run / "metrics.jsonl")
     content["dataset"]["file"] = Path(content["dataset"]["file"]).name
-    content["training_seconds"] = round(training_seconds(lines), 1)
+    content["training_seconds"] = round(training_seconds(lines) / len(content.get("seeds_together", [0])), 1)
     content["parameters"] = parameters(runs.trained_agent(run))
     thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
     out.mkdir(parents=True, exist_ok=True)

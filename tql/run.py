@@ -255,6 +255,13 @@ def resume(
     return agent, agent.prepare(data, settings.config)
 
 
+def start_or_resume(config: TrainingConfig, dataset: Path, run: Path, data: Batch | None = None) -> tuple[AbstractAgent, Batch]:
+    """`resume` where there is a run, `start` where there is none. Raises what they raise."""
+    if (run / "config.json").exists():
+        return resume(run, Task.parse(config.task), config, dataset, data)
+    return start(config, dataset, run, data)
+
+
 def trained_agent(run: Path) -> AbstractAgent:
     """The newest whole checkpoint of a run. Raises `RunError` if there is none."""
     agent = newest_agent(run, read_settings(run).config)

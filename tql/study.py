@@ -99,10 +99,8 @@ def complete(
     """
     if is_complete(run, config, until):
         return run
-    task = Task.parse(config.task)
-    data, validation = _loaded(task, dataset)
-    started = (run / "config.json").exists()
-    agent, data = runs.resume(run, task, config, dataset, data) if started else runs.start(config, dataset, run, data)
+    data, validation = _loaded(Task.parse(config.task), dataset)
+    agent, data = runs.start_or_resume(config, dataset, run, data)
     if int(agent.step) > 0:
         look(agent, validation, run)  # makes up for a stop between a checkpoint and its portrait
     if until is not None and int(agent.step) >= until:

@@ -1,8 +1,8 @@
 r"""Several seeds of one method in one process: their agents stacked, and one `vmap` of the chunk that trains a single one.
 
-A GPU that one small network leaves nearly idle trains several in little more time; a CPU core gains nothing. Every seed has a run directory
-like any other, to be evaluated, resumed and recorded alone. `vmap` may sum in another order, so what repeats bitwise is the same seeds
-together; `config.json` names them.
+Meant for a GPU that one small network leaves nearly idle; how much it gains was not measured. Every seed has a run directory like any
+other, to be evaluated, resumed and recorded alone. `vmap` may sum in another order, so what repeats bitwise is the same seeds together;
+`config.json` names them.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import numpy as np
 from tql import run as runs
 from tql.agent import AbstractAgent, Metrics
 from tql.config import Task, TrainingConfig
-from tql.data import Batch
+from tql.data import Batch, load
 from tql.loop import train_chunk
 from tql.whole_file import whole_file
 
@@ -53,10 +53,10 @@ def begin(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
     """
     if {replace(config, seed=0) for config in configs} != {replace(configs[0], seed=0)}:
         raise ValueError("runs that are trained together may differ by their seed alone.")
-    agents, data = [], None
+    loaded, _ = load(Task.parse(configs[0].task), dataset)
+    agents = []
     for config, run in zip(configs, directories, strict=True):
-        started = (run / "config.json").exists()
-        agent, data = runs.resume(run, Task.parse(config.task), config, dataset) if started else runs.start(config, dataset, run)
+        agent, data = runs.start_or_resume(config, dataset, run, loaded)
         agents.append(agent)
     step = min(int(agent.step) for agent in agents)
     for i, run in enumerate(directories):
