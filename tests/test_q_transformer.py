@@ -18,15 +18,14 @@ from tql.baselines.q_transformer import (
     AutoregressiveQ,
     BinnedActions,
     QTransformer,
-    ReturnsBatch,
+    RETURN_BOUNDS,
     greedy,
     loss,
-    scale_reward,
-    scaled_returns,
 )
 from tql.config import Task
 from tql.data import Batch, DataStatistics, statistics
 from tql.loop import train_chunk
+from tql.return_bound import ReturnsBatch, scale_reward
 
 N_S, N_A, BINS, HEADS, D, ROWS = 5, 3, 7, 2, 6, 5
 TASK = "cube-single-play-singletask-task1-v0"
@@ -87,14 +86,14 @@ def test_golden_rewards():
 
 @pytest.mark.parametrize("mode", GOLDEN_RETURNS)
 def test_golden_returns(mode):
-    np.testing.assert_allclose(scaled_returns(golden_episodes(), 0.99, mode), GOLDEN_RETURNS[mode], atol=6e-5)
+    np.testing.assert_allclose(RETURN_BOUNDS[mode].returns(golden_episodes(), 0.99), GOLDEN_RETURNS[mode], atol=6e-5)
 
 
 @pytest.mark.parametrize("mode, before_the_cut", [("authors", 0.9), ("lower_bound", 0)])
 def test_a_cut_looks_like_success_to_the_authors(mode, before_the_cut):
     """Nothing is ever solved (m = 1 everywhere), yet the last steps of an episode are worth almost all there is."""
     data = episodes([-2.0, -2, -2, -2], [-1.0, 0], masks=([1.0] * 4, [1.0, 1]))
-    np.testing.assert_allclose(scaled_returns(data, 0.9, mode)[3], before_the_cut, atol=1e-9)
+    np.testing.assert_allclose(RETURN_BOUNDS[mode].returns(data, 0.9)[3], before_the_cut, atol=1e-9)
 
 
 def test_the_lower_bound_is_one():
@@ -102,7 +101,7 @@ def test_the_lower_bound_is_one():
     rng, discount = np.random.default_rng(3), 0.9
     rewards = [rng.choice([-3.0, -1.0, 0.0], 11) for _ in range(7)]
     masks = [np.where(r == 0, 0.0, 1.0) for r in rewards]
-    found = scaled_returns(episodes(*rewards, masks=masks), discount, "lower_bound").reshape(7, 11)
+    found = RETURN_BOUNDS["lower_bound"].returns(episodes(*rewards, masks=masks), discount).reshape(7, 11)
     for r, m, G in zip(rewards, masks, found, strict=True):
         value = -3 / (1 - discount)
         for t in reversed(range(11)):
@@ -254,7 +253,7 @@ def test_the_loss_is_that_of_a_loop(x64, getkey, mode):
     net, target_net, batch = make_net(getkey(), rng), make_net(getkey(), rng), returns_batch(rng)
     low, high = np.array([-1.0, -0.7, -0.9]), np.array([1.0, 0.8, 0.6])
     data = DataStatistics(jnp.array(-3.0), jnp.array(0.0), jnp.asarray(low), jnp.asarray(high))
-    total, metrics = eqx.filter_jit(loss)(net, target_net, BinnedActions(data, BINS), batch, data, discount, mode)
+    total, metrics = eqx.filter_jit(loss)(net, target_net, BinnedActions(data, BINS), batch, data, discount, RETURN_BOUNDS[mode])
 
     td = conservative = mean = 0.0
     for i in range(ROWS):

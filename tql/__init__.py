@@ -19,9 +19,10 @@ _WITHOUT_JAX = (
 
 _WITH_JAX = (
     *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
-    *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench"),
+    *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench", "tql.plot"),
     *("tql.portrait", "tql.study", "tql.variants", "tql.sigma_reparam", "tql.agent", "tql.optimise", "tql.mlp"),
-    *("tql.implicit_value", "tql.baselines", "tql.benchmark", "tql.statistics"),
+    *("tql.implicit_value", "tql.value_flow", "tql.perceiver", "tql.autoregressive_q", "tql.return_bound"),
+    *("tql.baselines", "tql.benchmark", "tql.together", "tql.statistics"),
 )
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):

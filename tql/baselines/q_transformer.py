@@ -7,8 +7,7 @@ in every domain.
 The published code takes the end of a stored episode for an end of the task. With rewards below 0 the return after it, 0, is the best
 there is, so the lower bound `max(y, G)` makes every cut look like success and spreads; and success alone is worth only 1 - gamma in the
 TD part. It is a plausible reason for the published average of 2 %. `mc_mode="authors"` (the default) is the released code's,
-`mc_mode="lower_bound"` is a correct bound: returns of the mapped rewards, 0 after a cut, and solved states worth what staying solved is
-worth.
+`mc_mode="lower_bound"` a correct bound (`return_bound.py` has both).
 """
 
 from collections.abc import Callable
@@ -25,11 +24,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tql.agent import AbstractAgent, Act, Metrics, seed_keys
 from tql.autoregressive_q import AutoregressiveQ, BinnedActions, greedy
 from tql.config import POCKET, ScheduledConfig, TrainingConfig
-from tql.data import Batch, DataStatistics, goes_on, returns, statistics
+from tql.data import Batch, DataStatistics, goes_on
 from tql.optimise import adamw, copy, descend, polyak, start
+from tql.return_bound import AbstractReturnBound, AuthorsReturns, LowerBound, ReturnsBatch
 
 CONSERVATIVE_WEIGHT = 0.5
 LARGEST_GRADIENT = 1.0
+RETURN_BOUNDS: dict[str, AbstractReturnBound] = {"authors": AuthorsReturns(), "lower_bound": LowerBound()}
 
 
 @dataclass(frozen=True)
@@ -71,65 +72,29 @@ def pocket(task: str) -> QTransformerConfig:
     return replace(paper(task), **POCKET, lr=5e-4, warmup=300, d_model=64, heads=2)
 
 
-class ReturnsBatch(Batch):
-    """Transitions with the return that followed, mapped to [0, 1], and whether the row is the last of its episode (a cut in time)."""
-
-    returns: Float[Array, " batch"]
-    terminals: Float[Array, " batch"]
-
-
-def scale_reward(r: Float[Array, ""], data: DataStatistics, discount: float) -> Float[Array, ""]:
-    r"""$\tilde r = (r - r_{lo})(1 - \gamma)/\Delta$ with $\Delta = r_{hi} - r_{lo}$: returns of such rewards lie in [0, 1]."""
-    return (r - data.reward_low) * (1 - discount) / (data.reward_high - data.reward_low)
-
-
-def solved_value(data: DataStatistics) -> Float[Array, ""]:
-    r"""$-r_{lo}/\Delta$: what a reward of 0 for ever is worth on that scale; 1 if the dataset solves the task."""
-    return -data.reward_low / (data.reward_high - data.reward_low)
-
-
-def scaled_returns(data: Batch, discount: float, mc_mode: str) -> Float[np.ndarray, " batch"]:
-    r"""authors: $\tilde G = (G - r_{lo}/(1-\gamma))(1-\gamma)/\Delta$, $G_t = r_t + \gamma\,m_t\,G_{t+1}$ and nothing after a cut.
-    lower_bound: the same sum over $\tilde r$, with `solved_value` where $m_t = 0$.
-    """
-    extremes = statistics(data)
-    r_lo, span = float(extremes.reward_low), float(extremes.reward_high - extremes.reward_low)
-    r, m, continued = np.asarray(data.rewards, np.float64), np.asarray(data.masks, np.float64), goes_on(data)
-    if mc_mode == "authors":
-        G = returns(r, m, continued, discount)
-        return (G - r_lo / (1 - discount)) * (1 - discount) / span
-    return returns(np.where(m == 0, -r_lo / span, (r - r_lo) * (1 - discount) / span), m, continued, discount)
-
-
 def target(
     target_net: AutoregressiveQ,
     row: ReturnsBatch,
     k: Int[Array, " {target_net.n_a}"],
     data: DataStatistics,
     discount: float,
-    mc_mode: str,
+    bound: AbstractReturnBound,
 ) -> Float[Array, " {target_net.n_a}"]:
     r"""What each dimension regresses to, $\mathrm{clip}(\max(y_d, \tilde G), 0, 1)$; k are the bins of the data.
 
-    $$y_d = \max_n \bar Q_{d+1}(s, k_1, \dots, k_d, n),$$
-    $$y_A = \tilde r + \gamma\,m\,(1 - d_{cut})\,\max_n \bar Q_A(s', g_1, \dots, g_{A-1}, n)$$
+    $$y_d = \max_n \bar Q_{d+1}(s, k_1, \dots, k_d, n), \qquad y_A\ \text{from}\ \max_n \bar Q_A(s', g_1, \dots, g_{A-1}, n)$$
 
-    with g greedy at s'. lower_bound goes on through cuts ($d_{cut} = 0$) and gives solved states their value.
+    with g greedy at s'; how, says the bound.
     """
     within = jnp.max(target_net(row.observations, k), axis=1)[1:]
     _, best_next = greedy(target_net, row.next_observations)
-    r = scale_reward(row.rewards, data, discount)
-    if mc_mode == "authors":
-        last = r + discount * row.masks * (1 - row.terminals) * best_next
-    else:
-        last = jnp.where(row.masks == 0, solved_value(data), r + discount * best_next)
-    y = jnp.append(within, last)
+    y = jnp.append(within, bound.last(row, best_next, data, discount))
     return jnp.clip(jnp.maximum(y, row.returns), 0, 1)
 
 
 def loss(
     net: AutoregressiveQ, target_net: AutoregressiveQ, actions: BinnedActions, batch: ReturnsBatch, data: DataStatistics,
-    discount: float, mc_mode: str,
+    discount: float, bound: AbstractReturnBound,
 ) -> tuple[Float[Array, ""], Metrics]:
     r"""$\frac12 \langle (Q_d(k_d) - y_d)^2 \rangle + \frac12 \cdot \frac12 \langle \sum_{n \ne k_d} Q_d(n)^2 / (N - 1) \rangle$, means
     over batch and dimensions.
@@ -139,7 +104,7 @@ def loss(
 
     def one(row: ReturnsBatch) -> tuple[Float[Array, " n_a"], Float[Array, " n_a"], Float[Array, " n_a"]]:
         k = actions.bin(row.actions)
-        y = jax.lax.stop_gradient(target(target_net, row, k, data, discount, mc_mode))
+        y = jax.lax.stop_gradient(target(target_net, row, k, data, discount, bound))
         Q = net(row.observations, k)
         chosen = jax.nn.one_hot(k, net.bins)
         Q_k = jnp.sum(chosen * Q, axis=1)
@@ -181,7 +146,7 @@ class QTransformer(AbstractAgent):
         """Adds the returns. Raises `ValueError` for a dataset of one single reward: nothing could be mapped to [0, 1]."""
         if np.ptp(np.asarray(data.rewards)) == 0:
             raise ValueError(f"every reward of the dataset is {float(data.rewards[0]):g}; the Q-Transformer maps at least two to [0, 1].")
-        G = scaled_returns(data, config.discount, config.mc_mode)
+        G = RETURN_BOUNDS[config.mc_mode].returns(data, config.discount)
         columns = {field: getattr(data, field) for field in Batch.__dataclass_fields__}
         as_data = lambda x: jnp.asarray(x, data.rewards.dtype)
         return ReturnsBatch(**columns, returns=as_data(G), terminals=as_data(~goes_on(data)))
@@ -190,7 +155,7 @@ class QTransformer(AbstractAgent):
         c = self.config
         actions = BinnedActions(self.statistics, c.bins)
         (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
-            self.net, self.target_net, actions, batch, self.statistics, c.discount, c.mc_mode
+            self.net, self.target_net, actions, batch, self.statistics, c.discount, RETURN_BOUNDS[c.mc_mode]
         )
         net, net_state = descend(optimiser(c), self.net, grads, self.net_state)
         # Unlike the other methods, the reference averages the network after its update here.
