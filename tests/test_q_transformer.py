@@ -15,10 +15,10 @@ from tql import autoregressive_q, checkpoint
 from tql.agent import initialise
 from tql.baselines import q_transformer
 from tql.baselines.q_transformer import (
+    RETURN_BOUNDS,
     AutoregressiveQ,
     BinnedActions,
     QTransformer,
-    RETURN_BOUNDS,
     greedy,
     loss,
 )

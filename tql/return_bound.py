@@ -1,6 +1,6 @@
 r"""Returns of the dataset as a lower bound of values in [0, 1], and what an episode's last row is worth: two answers (Q-Transformer).
 
-Rewards r are mapped to $\tilde r = (r - r_{lo})(1 - \gamma)/\Delta$ with $\Delta = r_{hi} - r_{lo}$, so that returns lie in [0, 1]. Episodes
+Rewards become $\tilde r = (r - r_{lo})(1 - \gamma)/\Delta$ with $\Delta = r_{hi} - r_{lo}$, so that returns lie in [0, 1]. Episodes
 are cut in time, which ends the record but not the task. What does the cut row's future count?
 """
 
