@@ -255,6 +255,14 @@ def test_a_dataset_of_another_length_is_named(tmp_path, monkeypatch, capsys):
         assert words in err and ("warning" in err) == bool(words)
 
 
+@pytest.mark.parametrize("damage", ['{"episodes": {', "[2]", '{"episodes": 2}', "\xff\xfe"])
+def test_a_damaged_manifest_is_left_to_the_loader(damage, tmp_path, capsys):
+    """`validate.check_manifest` refuses it in words."""
+    (tmp_path / "x.json").write_bytes(damage.encode("latin-1"))
+    Train(PRESETS["cpu"]("cube-single-noisy-singletask-task3-v0")).warn_of_other_length(tmp_path / "x.npz")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "words",
     [("evaluate", "run", "--episodes", "-1"), ("evaluate", "run", "--workers", "0"), ("benchmark", "--minutes", "-5")]

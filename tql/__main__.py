@@ -1,5 +1,6 @@
 """The command line: `python -m tql COMMAND`, or `tql COMMAND`. jax and the simulator load only when a command needs them."""
 
+import contextlib
 import json
 import sys
 import traceback
@@ -94,8 +95,10 @@ class Train(Generic[Settings]):
 
     def warn_of_other_length(self, dataset: Path) -> None:
         """On stderr, where an earlier command made the dataset with another number of episodes than these settings are for."""
-        manifest, asked = dataset.with_suffix(".json"), self.config.dataset_episodes
-        made = json.loads(manifest.read_text()).get("episodes", {}).get("train") if manifest.exists() else None
+        manifest, asked, made = dataset.with_suffix(".json"), self.config.dataset_episodes, None
+        # A damaged manifest is refused in words where the data are loaded.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            made = json.loads(manifest.read_text(encoding="utf-8")).get("episodes", {}).get("train")
         if made and asked and made != asked:
             say = f"{dataset} has {made} episodes, these settings ask for {asked}; to make them, move it away (with -val.npz and .json)."
             print(f"warning: {say}", file=sys.stderr)
