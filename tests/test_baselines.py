@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import MAZE, compiled_as_shipped
 
-from tql import checkpoint
+from tql import checkpoint, run_directory
 from tql import run as runs
 from tql.agent import batch_noise, initialise, method_class
 from tql.checkpoint import named_arrays
@@ -22,7 +22,7 @@ from tql.flow_actor import draw_noise
 from tql.loop import train_chunk
 from tql.optimise import copy
 from tql.plot import plot
-from tql.run import RunError, config_from_dict
+from tql.run_directory import RunError, config_from_dict
 
 N_S, N_A, ROWS = 3, 2, 13
 RIVALS = [method for method in METHODS if method != "tql"]
@@ -288,15 +288,15 @@ def test_a_run_is_trained_resumed_evaluated_and_drawn(method, tmp_path, maze_fil
     agent = maze_run(method, maze_file, whole)
     maze_run(method, maze_file, run, until=4)
     resumed = runs.train(*runs.resume(run, Task.parse(MAZE), config), run, workers=1)
-    assert same(agent, resumed) and same(agent, runs.trained_agent(run)) and int(resumed.step) == 8
-    without_time = lambda run: [{name: x for name, x in line.items() if name != "time"} for line in runs.read_metrics(run)]
+    assert same(agent, resumed) and same(agent, run_directory.trained_agent(run)) and int(resumed.step) == 8
+    without_time = lambda run: [{name: x for name, x in line.items() if name != "time"} for line in run_directory.read_metrics(run)]
     assert without_time(run) == without_time(whole) and [line["step"] for line in without_time(run)] == [2, 4, 6, 8]
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert [(row["step"], row["policy"]) for row in rows] == [(4, "policy")] * 2 + [(8, "policy")] * 2
 
     about = json.loads((run / "config.json").read_text())
     assert (about["method"], about["policies"], about["config"]) == (method, ["policy"], json.loads(json.dumps(asdict(config))))
-    settings = runs.read_settings(run)
+    settings = run_directory.read_settings(run)
     assert settings.config == config and settings.policies == ("policy",) and settings.target is None
     assert plot(run).stat().st_size > 10_000
     with pytest.raises(RunError, match="there is no policy 'behaviour'; choose one of policy"):
@@ -315,9 +315,9 @@ def test_whatever_a_method_logs_can_be_drawn(method, tmp_path, maze_file, monkey
     """From the names of its metrics alone: nothing is compiled or trained."""
     config, agent, data = tiny(method), fresh(method), data_for(method)
     metrics = eqx.filter_eval_shape(lambda agent: agent.update(sample(data, 5, jr.key(1)), jr.key(0))[1], agent)
-    runs.write_settings(tmp_path, agent, maze_file)
+    run_directory.write_settings(tmp_path, agent, maze_file)
     draw = np.random.default_rng(0).uniform
     lines = [{"step": step, "time": 0.0} | {name: draw(0.1, 1, x.shape).tolist() for name, x in metrics.items()} for step in (2, 4)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert plot(tmp_path).exists() and runs.read_settings(tmp_path).config == config
+    assert plot(tmp_path).exists() and run_directory.read_settings(tmp_path).config == config
     assert agent.progress(lines[0]) and "nan" not in agent.progress(lines[0])

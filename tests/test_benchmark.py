@@ -16,10 +16,10 @@ from test_run import assert_same_arrays, metrics_of, steps_of
 
 from tql import __main__ as command_line
 from tql import benchmark as bench
-from tql import run as runs
+from tql import run_directory
 from tql.benchmark import MEMBERS, Outcome, costs, flops_of, is_done, record, run_all, settings, training_seconds, without_control
 from tql.config import METHODS, Task
-from tql.run import RunError
+from tql.run_directory import RunError
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 
@@ -245,7 +245,7 @@ def test_stopped_by_its_minutes_then_by_a_signal_it_ends_bit_for_bit_the_same(ca
         assert go() == Outcome([], [], [FIRST]) and signal.getsignal(signal.SIGTERM) is before
     assert stopped < share() < 1
     assert go() == Outcome([FIRST], [], [])
-    assert_same_arrays(runs.trained_agent(tmp_path / FIRST), runs.trained_agent(folder / FIRST))
+    assert_same_arrays(run_directory.trained_agent(tmp_path / FIRST), run_directory.trained_agent(folder / FIRST))
     assert metrics_of(tmp_path / FIRST) == metrics_of(folder / FIRST)
 
 

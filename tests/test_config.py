@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tql.config import PRESETS, ActorConfig, Config, ControlConfig, CriticConfig, Task, Variant, task_names
 from tql.entropy_controller import default_target
-from tql.run import config_from_dict, differences
+from tql.run_directory import config_from_dict, differences
 
 CUBE = "cube-double-play-singletask-task2-v0"
 

@@ -20,8 +20,7 @@ from conftest import tiny_settings
 from jax.experimental.compilation_cache import compilation_cache
 from test_run import Killed, assert_same_arrays, before_chunk, metrics_of, steps_of, what_stops
 
-from tql import run as runs
-from tql import study
+from tql import run_directory, study
 from tql.config import PRESETS, SIZES, ActorConfig, ControlConfig, CriticConfig, Task, paper
 from tql.data import Batch, regression_to_returns
 from tql.environment import make
@@ -230,7 +229,7 @@ def test_the_same_command_goes_on_after_any_stop(runner, tmp_path, capsys, criti
     with before_chunk(what_stops("kill", 10)), pytest.raises(Killed):
         runner("cpu", "--workers", "1")
     assert {path.name for path in data.iterdir()} == {"sarsa-none-32-seed3"}
-    assert_same_arrays(runs.trained_agent(folder / "sarsa-none-32-seed3"), runs.trained_agent(critic_alone))
+    assert_same_arrays(run_directory.trained_agent(folder / "sarsa-none-32-seed3"), run_directory.trained_agent(critic_alone))
     assert metrics_of(folder / "sarsa-none-32-seed3") == metrics_of(critic_alone)
     capsys.readouterr()
     runner("cpu", "--workers", "1")
@@ -319,7 +318,7 @@ def test_the_gpu_preset_at_reduced_size_stopped_and_continued(on_gpu, tmp_path, 
     assert on_gpu[0] == ("cube-double-play-singletask-task2-v0", 1000)
     assert "1 runs, 0 of them done, of 30 updates" in capsys.readouterr().out
     done = home / "runs" / "study" / "gpu" / name
-    config = runs.read_settings(done).config
+    config = run_directory.read_settings(done).config
     assert (config.steps, config.warmup, config.control.kind, config.episodes) == (1_000_000, 10_000, "tql", 0)
     assert [line["step"] for line in metrics_of(done)] == [5, 10, 15, 20, 25, 30] and steps_of(done) == [30, 20]
     shutil.copytree(done, whole)
@@ -331,7 +330,7 @@ def test_the_gpu_preset_at_reduced_size_stopped_and_continued(on_gpu, tmp_path, 
         gpu()
     assert steps_of(done) == [15, 10] and "The same command goes on." in capsys.readouterr().out
     gpu()
-    assert_same_arrays(runs.trained_agent(done), runs.trained_agent(whole))
+    assert_same_arrays(run_directory.trained_agent(done), run_directory.trained_agent(whole))
     assert metrics_of(done) == metrics_of(whole)
     assert [line["step"] for line in read_lines(done / "analysis.jsonl")] == [10, 20, 30]
     record = home / "data" / "gpu" / name

@@ -15,6 +15,7 @@ from conftest import MAZE, TINY_OPTIONS
 
 from tql import __main__ as command_line
 from tql import run as runs
+from tql import run_directory
 from tql.__main__ import COMMANDS, Train, main, presets_of, train_defaults
 from tql.config import EXPECTED, METHODS, PRESETS, Config
 from tql.data import Batch
@@ -297,8 +298,8 @@ def test_train_resume_evaluate_plot(tql, tmp_path, maze_file, finished, monkeypa
     status, text = tql(*command)
     assert status == 0 and f"run directory {run}" in text and f"plot: {run / 'plot.png'}" in text
     assert "policy: solved 1 of 3 episodes: 33%" in text and "behaviour flow alone: solved 1 of 3" in text
-    steps = [line["step"] for line in runs.read_metrics(run)]
-    assert steps == [line["step"] for line in runs.read_metrics(finished)]
+    steps = [line["step"] for line in run_directory.read_metrics(run)]
+    assert steps == [line["step"] for line in run_directory.read_metrics(finished)]
 
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix != ".png"}
     for again in (["train", MAZE, "--out", run, "--resume"], [*command, "--resume"]):
@@ -371,7 +372,7 @@ def test_analyse(tql, tmp_path, finished, maze_file):
     before = sorted(run.iterdir())
     assert is_one_line(tql("analyse", run, "--step", "35")) == (f"tql: {run}: has no checkpoint after 35 updates; there are: 40, 30.")
     assert "no.npz: there is no such file" in is_one_line(tql("analyse", run, "--data", tmp_path / "no.npz"))
-    for path in runs.checkpoints(run):
+    for path in run_directory.checkpoints(run):
         path.write_bytes(b"damaged")
     assert "is no checkpoint of tql" in is_one_line(tql("analyse", run, "--step", "40"))
     assert "has no usable checkpoint; train it first" in is_one_line(tql("analyse", run))

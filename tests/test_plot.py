@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from tql import plot as plots
 from tql import run as runs
+from tql import run_directory
 from tql.evaluate import wilson
 from tql.plot import draw_success, plot
-from tql.run import RunError
+from tql.run_directory import RunError
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_run_with_control_shows_what_its_files_say(finished, tmp_path, drawn):
     run = shutil.copytree(finished, tmp_path / "run")
     assert plot(run) == run / "plot.png" and is_picture(run / "plot.png")
     losses, entropy, temperatures, q, actor, success = drawn[0].axes
-    metrics = runs.read_metrics(run)
+    metrics = run_directory.read_metrics(run)
     assert lines_of(losses).keys() == {"TD", "flow matching", "distillation"}
     assert lines_of(losses)["TD"].tolist() == [line["td_loss"] for line in metrics]
     assert losses.lines[0].get_xdata().tolist() == list(range(5, 41, 5)) and losses.get_xlabel() == "gradient updates"

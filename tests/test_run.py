@@ -25,13 +25,14 @@ import pytest
 from conftest import scripted_episodes
 from hypothesis import HealthCheck, given, settings
 
-from tql import checkpoint
+from tql import checkpoint, run_directory
 from tql import run as runs
 from tql.checkpoint import named_arrays
 from tql.config import Task
 from tql.environment import WorkerError
 from tql.evaluate import run_episodes
-from tql.run import Diverged, Interrupted, RunError
+from tql.run import Interrupted
+from tql.run_directory import Diverged, RunError
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
@@ -60,11 +61,11 @@ def before_chunk(hook):
 
 
 def metrics_of(run):
-    return [{name: value for name, value in line.items() if name != "time"} for line in runs.read_metrics(run)]
+    return [{name: value for name, value in line.items() if name != "time"} for line in run_directory.read_metrics(run)]
 
 
 def steps_of(run):
-    return [int(re.fullmatch(r"step-(\d{9})\.checkpoint", path.name)[1]) for path in runs.checkpoints(run)]
+    return [int(re.fullmatch(r"step-(\d{9})\.checkpoint", path.name)[1]) for path in run_directory.checkpoints(run)]
 
 
 def assert_same_arrays(ours, theirs):
@@ -77,7 +78,7 @@ def assert_same_arrays(ours, theirs):
 
 def assert_same_run(run, other):
     """All that two runs left: every array, every line."""
-    assert_same_arrays(runs.trained_agent(run), runs.trained_agent(other))
+    assert_same_arrays(run_directory.trained_agent(run), run_directory.trained_agent(other))
     assert metrics_of(run) == metrics_of(other) and metrics_of(run)
     assert (run / "evaluation.jsonl").read_bytes() == (other / "evaluation.jsonl").read_bytes()
     assert steps_of(run)[0] == steps_of(other)[0] and len(steps_of(run)) == 2
@@ -103,7 +104,7 @@ def what_stops(kind, at):
 
 
 def test_an_uninterrupted_run_is_what_the_settings_say(finished, tiny, maze_file):
-    lines = runs.read_metrics(finished)
+    lines = run_directory.read_metrics(finished)
     assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert steps_of(finished) == [40, 30]
     rows = [json.loads(line) for line in (finished / "evaluation.jsonl").read_text().splitlines()]
@@ -111,7 +112,7 @@ def test_an_uninterrupted_run_is_what_the_settings_say(finished, tiny, maze_file
     assert [(row["step"], row["policy"], row["episode"]) for row in rows] == list(expected)
     assert len({row["return"] for row in rows}) > 9, "the weights show, so that this says much"
     about = json.loads((finished / "config.json").read_text())
-    assert runs.read_settings(finished).config == tiny
+    assert run_directory.read_settings(finished).config == tiny
     assert Path(about["dataset"]["file"]) == maze_file.resolve()
     assert {"jax", "equinox", "mujoco", "python"} < about["versions"].keys() and about["device"]
     high = 0.8 * np.log(5)
@@ -142,7 +143,7 @@ def test_however_often_stopped_it_ends_bit_for_bit_the_same(stops, finished, tin
             agent, data = runs.resume(run, Task.parse(tiny.task), tiny)
             if kind == "kill":
                 assert int(agent.step) >= at - at % 10 - 10, "no more than the updates since the last checkpoint are lost"
-            steps = [line["step"] for line in runs.read_metrics(run)]
+            steps = [line["step"] for line in run_directory.read_metrics(run)]
             assert steps == list(range(5, int(agent.step) + 1, 5))
         runs.train(agent, data, run, workers=1)
         assert_same_run(run, finished)
@@ -170,7 +171,7 @@ def test_killed_in_the_middle_of_writing_it_goes_on_bit_for_bit(calls, name, fin
                 runs.train(agent, data, run, workers=1)
             except Killed:
                 pass
-        for path in runs.checkpoints(run):
+        for path in run_directory.checkpoints(run):
             checkpoint.load(path, tiny)
         go_on(run, tiny)
         assert_same_run(run, finished)
@@ -233,32 +234,32 @@ def damage(path):
 
 
 def test_a_damaged_newest_checkpoint_is_refused_by_name_and_the_previous_one_used(stopped, capfd, finished, tiny):
-    newest, previous = runs.checkpoints(stopped)
+    newest, previous = run_directory.checkpoints(stopped)
     damage(newest)
-    assert int(runs.trained_agent(stopped).step) == 20
+    assert int(run_directory.trained_agent(stopped).step) == 20
     assert f"refused: {newest}: is damaged" in capfd.readouterr().err and newest.exists()
     agent, data = runs.resume(stopped, Task.parse(tiny.task), tiny)
-    assert int(agent.step) == 20 and [line["step"] for line in runs.read_metrics(stopped)] == [5, 10, 15, 20]
+    assert int(agent.step) == 20 and [line["step"] for line in run_directory.read_metrics(stopped)] == [5, 10, 15, 20]
     assert steps_of(stopped) == [20] and newest.with_suffix(".refused").exists(), "out of the way, not lost"
     runs.train(agent, data, stopped, workers=1)
     assert_same_run(stopped, finished)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(stopped, tiny):
-    for path in runs.checkpoints(stopped):
+    for path in run_directory.checkpoints(stopped):
         damage(path)
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     with pytest.raises(RunError, match="none of its checkpoints can be used"):
         runs.resume(stopped, Task.parse(tiny.task), tiny)
     with pytest.raises(RunError, match="no usable checkpoint"):
-        runs.trained_agent(stopped)
+        run_directory.trained_agent(stopped)
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
 
 
 def test_leftovers_of_a_kill_are_harmless_and_cleared(stopped, finished, tiny):
     (stopped / ".step-000000030.checkpoint.123.tmp").write_bytes(b"half")
     (stopped / ".metrics.jsonl.123.tmp").write_bytes(b"half")
-    assert int(runs.trained_agent(stopped).step) == 25
+    assert int(run_directory.trained_agent(stopped).step) == 25
     go_on(stopped, tiny)
     assert_same_run(stopped, finished)
     assert not list(stopped.glob(".*"))
@@ -295,10 +296,10 @@ def test_nan_stops_within_its_chunk_and_says_which_loss_at_which_update(value, t
     message = f"td_loss and target_mean became {value} and {value} at update {update}; training stopped"
     assert str(error.value).startswith(message) and f"checkpoint is {run / f'step-{last:09d}.checkpoint'}" in str(error.value)
     assert chunks[-1] == update // 5 * 5
-    saved = runs.trained_agent(run)
+    saved = run_directory.trained_agent(run)
     assert int(saved.step) == last == steps_of(run)[0]
     assert all(np.isfinite(array).all() for array in named_arrays(saved).values())
-    assert all(np.isfinite(line["td_loss"]) for line in runs.read_metrics(run))
+    assert all(np.isfinite(line["td_loss"]) for line in run_directory.read_metrics(run))
 
 
 def test_nan_in_the_first_chunk(tmp_path, tiny, maze_file):
@@ -319,9 +320,9 @@ def test_nan_in_the_first_chunk(tmp_path, tiny, maze_file):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_agent_that_is_not_finite_is_never_saved(where, value, stopped):
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
-    agent = eqx.tree_at(where, runs.trained_agent(stopped), replace_fn=lambda x: jnp.full_like(x, value))
+    agent = eqx.tree_at(where, run_directory.trained_agent(stopped), replace_fn=lambda x: jnp.full_like(x, value))
     with pytest.raises(Diverged, match=r"NaN or Inf in \w+[.\[].* after 25 updates; the last good checkpoint is .*step-000000025"):
-        runs.save(stopped, agent)
+        run_directory.save(stopped, agent)
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
 
 
@@ -343,7 +344,7 @@ def test_a_look_is_at_what_is_on_the_disk(tmp_path, tiny, maze_file):
 
     def look(agent):
         assert steps_of(run)[0] == int(agent.step)
-        assert_same_arrays(runs.trained_agent(run), agent)
+        assert_same_arrays(run_directory.trained_agent(run), agent)
         raise Killed
 
     with pytest.raises(Killed):
@@ -359,16 +360,16 @@ def test_no_episodes_are_no_evaluation(tmp_path, monkeypatch, tiny, maze_file):
 
 def test_the_checkpoint_after_so_many_updates(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    assert int(runs.agent_at(run, 30).step) == 30 and int(runs.agent_at(run, 40).step) == 40
+    assert int(run_directory.agent_at(run, 30).step) == 30 and int(run_directory.agent_at(run, 40).step) == 40
     with pytest.raises(RunError, match="no checkpoint after 35 updates; there are: 40, 30"):
-        runs.agent_at(run, 35)
-    damage(runs.checkpoints(run)[0])
+        run_directory.agent_at(run, 35)
+    damage(run_directory.checkpoints(run)[0])
     with pytest.raises(checkpoint.CheckpointError, match="000000040.checkpoint: is damaged"):
-        runs.agent_at(run, 40)
-    for path in runs.checkpoints(run):
+        run_directory.agent_at(run, 40)
+    for path in run_directory.checkpoints(run):
         path.unlink()
     with pytest.raises(RunError, match="there are: none"):
-        runs.agent_at(run, 40)
+        run_directory.agent_at(run, 40)
 
 
 def test_data_that_are_loaded_already_are_not_loaded_again(tmp_path, monkeypatch, tiny, maze_file):
@@ -429,7 +430,7 @@ def test_no_run_directory(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(RunError, match="holds no run of tql"):
-            runs.read_settings(path)
+            run_directory.read_settings(path)
 
 
 @settings(shared, max_examples=30)
@@ -439,7 +440,7 @@ def test_a_cut_config_is_refused(cut, finished):
         content = (finished / "config.json").read_bytes()
         (Path(folder) / "config.json").write_bytes(content[: int(cut * (len(content) - 2))])
         with pytest.raises(RunError, match="config.json: is damaged or of another version"):
-            runs.read_settings(Path(folder))
+            run_directory.read_settings(Path(folder))
 
 
 @pytest.mark.parametrize(
@@ -461,18 +462,18 @@ def test_a_config_of_other_content_is_refused(change, finished, tmp_path):
     change(about)
     (tmp_path / "config.json").write_text(json.dumps(about))
     with pytest.raises(RunError, match="config.json: is damaged or of another version"):
-        runs.read_settings(tmp_path)
+        run_directory.read_settings(tmp_path)
 
 
 def test_metrics_with_a_torn_last_line_and_with_a_damaged_one(finished, tmp_path):
     content = (finished / "metrics.jsonl").read_bytes()
     for cut in (len(content) - 1, len(content) - 40):
         (tmp_path / "metrics.jsonl").write_bytes(content[:cut])
-        assert runs.read_metrics(tmp_path) == runs.read_metrics(finished)[:-1]
+        assert run_directory.read_metrics(tmp_path) == run_directory.read_metrics(finished)[:-1]
     for damaged in (content.replace(b'{"step": 15', b'{"stxp": 15'), content.replace(b'{"step": 15', b"\0\0\0\0")):
         (tmp_path / "metrics.jsonl").write_bytes(damaged)
         with pytest.raises(RunError, match="metrics.jsonl, line 3: is no line of metrics"):
-            runs.read_metrics(tmp_path)
+            run_directory.read_metrics(tmp_path)
 
 
 # Acting.
@@ -480,7 +481,7 @@ def test_metrics_with_a_torn_last_line_and_with_a_damaged_one(finished, tmp_path
 
 def test_an_evaluation_that_is_recorded_is_not_repeated(finished, tmp_path, monkeypatch):
     run = shutil.copytree(finished, tmp_path / "run")
-    agent, content = runs.trained_agent(run), (run / "evaluation.jsonl").read_bytes()
+    agent, content = run_directory.trained_agent(run), (run / "evaluation.jsonl").read_bytes()
     monkeypatch.setattr(runs, "run_episodes", lambda *_, **__: pytest.fail("run again"))
     three = runs.evaluate(agent, run, episodes=3, workers=1)
     assert len(three["policy"]) == len(three["behaviour"]) == 3 and (run / "evaluation.jsonl").read_bytes() == content
@@ -495,7 +496,7 @@ def test_a_real_evaluation(finished, tmp_path, monkeypatch):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "evaluation.jsonl").unlink()
     monkeypatch.setattr(runs, "run_episodes", partial(run_episodes, max_steps=7, progress=False))
-    results = runs.evaluate(runs.trained_agent(run), run, episodes=2, workers=1)
+    results = runs.evaluate(run_directory.trained_agent(run), run, episodes=2, workers=1)
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert [(row["step"], row["policy"], row["episode"], row["length"]) for row in rows] == [
         (40, policy, episode, 7) for policy in ("policy", "behaviour") for episode in (0, 1)
@@ -504,7 +505,7 @@ def test_a_real_evaluation(finished, tmp_path, monkeypatch):
 
 
 def test_policies_by_name(finished):
-    agent = runs.trained_agent(finished)
+    agent = run_directory.trained_agent(finished)
     states, episodes = np.ones((3, 2), np.float32), np.arange(3)
     one_step, behaviour = (runs.wave_policy(agent, name)(states, episodes, 0) for name in ("policy", "behaviour"))
     key = jr.fold_in(jr.fold_in(jr.split(jr.key(3), 4)[3], 1), 0)
@@ -516,9 +517,9 @@ def test_policies_by_name(finished):
 
 
 def test_a_critic_alone_trains_and_has_no_policy(critic_alone):
-    agent = runs.trained_agent(critic_alone)
+    agent = run_directory.trained_agent(critic_alone)
     assert int(agent.step) == 40 and not (critic_alone / "evaluation.jsonl").exists()
-    assert [line["step"] for line in runs.read_metrics(critic_alone)] == list(range(5, 41, 5))
+    assert [line["step"] for line in run_directory.read_metrics(critic_alone)] == list(range(5, 41, 5))
     with pytest.raises(RunError, match="trained a critic only"):
         runs.evaluate(agent, critic_alone, episodes=1, workers=1)
 
@@ -556,10 +557,10 @@ def test_a_process_killed_and_signalled_at_random_ends_bit_for_bit_the_same(tmp_
             _, errors = process.communicate(timeout=300)
         finally:
             process.kill()
-        logged, config = last_step(run), runs.read_settings(run).config
-        for path in runs.checkpoints(run):
+        logged, config = last_step(run), run_directory.read_settings(run).config
+        for path in run_directory.checkpoints(run):
             checkpoint.load(path, config)
-        newest = int(runs.trained_agent(run).step)
+        newest = int(run_directory.trained_agent(run).step)
         assert "Traceback" not in errors
         if number is signal.SIGKILL:
             assert process.returncode == -9 and newest >= (logged - 1) // 20 * 20 > 0
@@ -569,6 +570,6 @@ def test_a_process_killed_and_signalled_at_random_ends_bit_for_bit_the_same(tmp_
 
     go_on(run, config)
     runs.train(*runs.start(config, maze_file, tmp_path / "whole"), tmp_path / "whole", workers=1)
-    assert [line["step"] for line in runs.read_metrics(run)] == list(range(5, 601, 5))
+    assert [line["step"] for line in run_directory.read_metrics(run)] == list(range(5, 601, 5))
     assert steps_of(run) == [600, 580]
     assert_same_run(run, tmp_path / "whole")

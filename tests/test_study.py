@@ -15,11 +15,12 @@ from test_run import Killed, assert_same_arrays, before_chunk, metrics_of, steps
 
 from tql import portrait as portraits
 from tql import run as runs
-from tql import study
+from tql import run_directory, study
 from tql.config import ControlConfig, Task
 from tql.data import load
 from tql.portrait import numbers, probe_pairs, take
-from tql.run import Interrupted, RunError
+from tql.run import Interrupted
+from tql.run_directory import RunError
 from tql.study import analyse, complete, is_complete, read_lines, record, training_seconds
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
@@ -47,7 +48,7 @@ def files_of(run):
 
 def assert_same_study(run, other):
     """All that two runs left, to the bit."""
-    assert_same_arrays(runs.trained_agent(run), runs.trained_agent(other))
+    assert_same_arrays(run_directory.trained_agent(run), run_directory.trained_agent(other))
     assert metrics_of(run) == metrics_of(other) and metrics_of(run)
     assert (run / "analysis.jsonl").read_bytes() == (other / "analysis.jsonl").read_bytes()
     ours, theirs = (vars(portraits.load(path / "portrait.npz")) for path in (run, other))
@@ -60,17 +61,17 @@ def assert_same_study(run, other):
 
 
 def test_looking_does_not_change_a_run(whole, critic_alone):
-    assert_same_arrays(runs.trained_agent(whole), runs.trained_agent(critic_alone))
+    assert_same_arrays(run_directory.trained_agent(whole), run_directory.trained_agent(critic_alone))
     assert metrics_of(whole) == metrics_of(critic_alone)
 
 
 def test_every_checkpoint_is_looked_at_on_the_validation_data(whole, maze_file):
     assert steps_looked_at(whole) == PLANNED and is_complete(whole, ALONE)
     _, validation = load(Task.parse(ALONE.task), maze_file)
-    seen = take(runs.trained_agent(whole).critic, *probe_pairs(validation))
+    seen = take(run_directory.trained_agent(whole).critic, *probe_pairs(validation))
     *_, before, last = read_lines(whole / "analysis.jsonl")
     assert last == {"step": 40} | numbers(seen)
-    assert before == {"step": 30} | numbers(take(runs.agent_at(whole, 30).critic, *probe_pairs(validation)))
+    assert before == {"step": 30} | numbers(take(run_directory.agent_at(whole, 30).critic, *probe_pairs(validation)))
     assert before["entropy"] != last["entropy"]
     np.testing.assert_array_equal(portraits.load(whole / "portrait.npz").landscapes, seen.landscapes[:4])
 
@@ -125,7 +126,7 @@ def test_a_damaged_checkpoint_is_trained_and_looked_at_again(tmp_path, capfd, wh
     run = shutil.copytree(whole, tmp_path / "run")
     lines = (run / "analysis.jsonl").read_bytes().splitlines(keepends=True)
     (run / "analysis.jsonl").write_bytes(b"".join(lines[:-1]))
-    runs.checkpoints(run)[0].write_bytes(b"damaged")
+    run_directory.checkpoints(run)[0].write_bytes(b"damaged")
     complete(ALONE, maze_file, run, workers=1)
     assert "refused" in capfd.readouterr().err
     assert steps_looked_at(run) == PLANNED and (run / "analysis.jsonl").read_bytes() == b"".join(lines)
@@ -206,7 +207,7 @@ def test_a_run_is_complete_when_it_is_evaluated_too(lost, tmp_path, finished, ti
 
 def test_a_signal_in_the_last_chunk_leaves_the_evaluation_to_be_done(tmp_path, tiny, finished, maze_file):
     run = shutil.copytree(finished, tmp_path / "run")
-    runs.checkpoints(run)[0].unlink()
+    run_directory.checkpoints(run)[0].unlink()
     lines = (run / "evaluation.jsonl").read_text()
     (run / "evaluation.jsonl").write_text("".join(lines.splitlines(keepends=True)[:-6]))
     with before_chunk(what_stops(signal.SIGTERM, 35)), pytest.raises(Interrupted):
@@ -218,7 +219,7 @@ def test_a_signal_in_the_last_chunk_leaves_the_evaluation_to_be_done(tmp_path, t
 
 def test_evaluations_that_are_not_due_are_not_waited_for(tmp_path, finished, tiny, maze_file):
     run = shutil.copytree(finished, tmp_path / "run")
-    runs.checkpoints(run)[0].unlink()
+    run_directory.checkpoints(run)[0].unlink()
     (run / "evaluation.jsonl").unlink()
     (run / "analysis.jsonl").write_text('{"step": 20}\n')
     assert is_complete(run, tiny, 20) and not is_complete(run, tiny, 15) and not is_complete(run, tiny)
@@ -259,7 +260,7 @@ def test_the_record_of_a_run(tmp_path, whole, maze_file):
             np.testing.assert_allclose(y, x, rtol=5.1e-6)
             assert len(y) > 5 and y == [float(f"{value:.6g}") for value in x]
 
-    assert is_complete(out, ALONE) and is_complete(out, ALONE, 20) and runs.read_settings(out).config == ALONE
+    assert is_complete(out, ALONE) and is_complete(out, ALONE, 20) and run_directory.read_settings(out).config == ALONE
     with pytest.raises(RunError, match="other settings"):
         is_complete(out, replace(ALONE, seed=0))
     before = {path.name: path.read_bytes() for path in out.iterdir()}

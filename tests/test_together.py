@@ -11,7 +11,7 @@ from conftest import as_in_tests
 from test_baselines import tiny
 
 from tql import run as runs
-from tql import together
+from tql import run_directory, together
 from tql.benchmark import jobs
 from tql.checkpoint import named_arrays
 from tql.config import Task
@@ -22,7 +22,7 @@ SEEDS = (3, 11, 5)
 
 
 def without_time(run):
-    return [{name: x for name, x in line.items() if name != "time"} for line in runs.read_metrics(run)]
+    return [{name: x for name, x in line.items() if name != "time"} for line in run_directory.read_metrics(run)]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def test_each_is_the_run_that_it_would_be_alone(whole, tmp_path, maze_file):
     for config, run in zip(*whole):
         alone = tmp_path / run.name
         agent = runs.train(*runs.start(config, maze_file, alone), alone, workers=1)
-        ours, theirs = named_arrays(runs.trained_agent(run)), named_arrays(agent)
-        assert runs.read_settings(run).config == config and ours.keys() == theirs.keys()
+        ours, theirs = named_arrays(run_directory.trained_agent(run)), named_arrays(agent)
+        assert run_directory.read_settings(run).config == config and ours.keys() == theirs.keys()
         for name in ours.keys() - {"key"}:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
         assert np.array_equal(ours["key"], theirs["key"])
@@ -62,7 +62,7 @@ def test_the_settings_name_the_seeds(whole):
 def test_killed_between_two_saves_they_end_bit_for_bit_the_same(whole, tmp_path, maze_file, monkeypatch):
     configs, directories = whole
     again = [tmp_path / run.name for run in directories]
-    save, saved = runs.save, []
+    save, saved = run_directory.save, []
 
     def save_or_die(run, agent):
         if int(agent.step) == 8 and len(saved) == 4:
@@ -71,19 +71,19 @@ def test_killed_between_two_saves_they_end_bit_for_bit_the_same(whole, tmp_path,
         save(run, agent)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save", save_or_die)
+        patch.setattr(together, "save", save_or_die)
         with pytest.raises(KeyboardInterrupt):
             together.train(configs, maze_file, again, workers=1)
     assert saved[3:] == [("seed3", 8)], "one seed is a checkpoint ahead of the others"
     together.train(configs, maze_file, again, workers=1)
     for ours, theirs in zip(again, directories):
-        a, b = named_arrays(runs.trained_agent(ours)), named_arrays(runs.trained_agent(theirs))
+        a, b = named_arrays(run_directory.trained_agent(ours)), named_arrays(run_directory.trained_agent(theirs))
         assert all(np.array_equal(a[name], b[name]) for name in b) and without_time(ours) == without_time(theirs)
 
 
 def test_what_is_stacked_comes_apart(whole):
     configs, directories = whole
-    agents = [runs.trained_agent(run) for run in directories]
+    agents = [run_directory.trained_agent(run) for run in directories]
     for agent, again in zip(agents, together.unstack(together.stack(agents), configs), strict=True):
         assert again.config == agent.config and jax.tree.structure(again) == jax.tree.structure(agent)
         ours, theirs = named_arrays(agent), named_arrays(again)
@@ -102,9 +102,9 @@ def test_one_that_diverges_is_named(whole, tmp_path, maze_file, monkeypatch):
         check(run, first, metrics)
 
     monkeypatch.setattr(runs, "check_finite", broken)
-    with pytest.raises(runs.Diverged, match="became .*nan.* at update 6; .*seed11.step-000000004"):
+    with pytest.raises(run_directory.Diverged, match="became .*nan.* at update 6; .*seed11.step-000000004"):
         together.train(configs, maze_file, directories, workers=1)
-    assert [len(runs.checkpoints(run)) for run in directories] == [1, 1, 1]
+    assert [len(run_directory.checkpoints(run)) for run in directories] == [1, 1, 1]
 
 
 def test_only_seeds_may_differ(tmp_path, maze_file):

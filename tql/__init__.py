@@ -19,8 +19,8 @@ _WITHOUT_JAX = (
 
 _WITH_JAX = (
     *("tql.linear", "tql.tokenizer", "tql.attention", "tql.critic", "tql.entropy_controller", "tql.flow_actor"),
-    *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.analysis", "tql.bench", "tql.plot"),
-    *("tql.portrait", "tql.study", "tql.variants", "tql.sigma_reparam", "tql.agent", "tql.optimise", "tql.mlp"),
+    *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.run_directory", "tql.analysis"),
+    *("tql.bench", "tql.plot", "tql.portrait", "tql.study", "tql.variants", "tql.sigma_reparam", "tql.agent", "tql.optimise", "tql.mlp"),
     *("tql.implicit_value", "tql.value_flow", "tql.perceiver", "tql.autoregressive_q", "tql.return_bound"),
     *("tql.baselines", "tql.benchmark", "tql.together", "tql.statistics"),
 )

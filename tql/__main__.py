@@ -74,14 +74,15 @@ class Train(Generic[Settings]):
             raise ValueError(f"--workers {self.workers}: at least 1 process is needed.")
         task = Task.parse(self.config.task)
         method, preset = self.config.method, self.preset or next(iter(presets_of(self.config.method)))
-        run = self.out or run_directory(self.config.task, method, preset, self.config.seed)
+        run = self.out or default_out(self.config.task, method, preset, self.config.seed)
         dataset = self.data or Path("data") / f"{task.dataset_name}.npz"
         from tql import run as runs
+        from tql.run_directory import check_empty
 
         if self.resume:
             agent, data = runs.resume(run, task, self.config, self.data)
         else:
-            runs.check_empty(run)
+            check_empty(run)
             if self.data is None and not dataset.exists():
                 print(f"{dataset} is missing and will be generated with OGBench's scripted policy.", flush=True)
                 episodes = self.config.dataset_episodes
@@ -105,9 +106,9 @@ class Train(Generic[Settings]):
 
     def report(self, run: Path, agent) -> None:
         """What came out, where it is, and what to expect."""
-        from tql.evaluate import recorded, summary
+        from tql.evaluate import episodes_of, recorded, summary
         from tql.plot import plot
-        from tql.run import episodes_of, read_metrics
+        from tql.run_directory import read_metrics
 
         if read_metrics(run):
             print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}\nepisodes: {run / 'evaluation.jsonl'}")
@@ -133,10 +134,11 @@ class Evaluate:
     def __call__(self) -> None:
         from tql import run as runs
         from tql.evaluate import summary
+        from tql.run_directory import trained_agent
 
         if self.episodes < 1 or self.workers < 1:
             raise ValueError(f"--episodes {self.episodes} and --workers {self.workers}: at least 1 of each is needed.")
-        agent = runs.trained_agent(self.run)
+        agent = trained_agent(self.run)
         for policy, episodes in runs.evaluate(agent, self.run, episodes=self.episodes, workers=self.workers).items():
             print(f"{policy} at update {int(agent.step)}: {summary(episodes)}")
 
@@ -157,8 +159,9 @@ class Render:
     def __call__(self) -> None:
         from tql import run as runs
         from tql.render import render
+        from tql.run_directory import trained_agent
 
-        agent = runs.trained_agent(self.run)
+        agent = trained_agent(self.run)
         out = self.out or self.run / "episode.gif"
         task = Task.parse(agent.config.task)
         film = render(runs.wave_policy(agent, self.policy), task, seed=agent.config.seed, out=out, episode=self.episode)
@@ -258,10 +261,10 @@ def train_defaults(arguments: list[str]) -> Train:
     presets = presets_of(method)
     preset = asked_preset or next(iter(presets))
     if task is not None and "--resume" in arguments and asked_preset is None:
-        from tql.run import read_settings
+        from tql.run_directory import read_settings
 
         out, seed = option(arguments, "--out"), option(arguments, "--seed") or "0"
-        config = read_settings(Path(out) if out else run_directory(task, method, preset, seed)).config
+        config = read_settings(Path(out) if out else default_out(task, method, preset, seed)).config
         if asked_method in (None, config.method):
             return Train(config)
     if preset not in presets:
@@ -269,7 +272,7 @@ def train_defaults(arguments: list[str]) -> Train:
     return Train(presets[preset](task or "cube-double-play-singletask-v0"))
 
 
-def run_directory(task: str, method: str, preset: str, seed: int | str) -> Path:
+def default_out(task: str, method: str, preset: str, seed: int | str) -> Path:
     """Where a run lies unless `--out` says otherwise."""
     name = preset if method == "tql" else f"{method}-{preset}"
     return Path("runs") / f"{Task.parse(task).single_task_name}-{name}-seed{seed}"

@@ -39,7 +39,8 @@ from tql.collect import official_episodes
 from tql.config import METHODS, SIZES, Task, TrainingConfig
 from tql.data import Batch, statistics
 from tql.environment import bare_children
-from tql.evaluate import recorded
+from tql.evaluate import episodes_of, recorded
+from tql.run_directory import RunError, differences, read_settings, trained_agent
 from tql.study import read_lines, rounded
 from tql.whole_file import whole_file
 from tql.workspace import dataset, dataset_path, home
@@ -123,11 +124,11 @@ def is_done(run: Path, config: TrainingConfig) -> bool:
     """Whether a run made all its updates and episodes. Raises `RunError` if the directory holds a run of other settings."""
     if not (run / "config.json").exists():
         return False
-    settings = runs.read_settings(run)
-    if found := runs.differences(config, settings.config):
-        raise runs.RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away to run the benchmark's.")
+    settings = read_settings(run)
+    if found := differences(config, settings.config):
+        raise RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away to run the benchmark's.")
     rows = recorded(run / "evaluation.jsonl")
-    evaluated = all(len(runs.episodes_of(rows, config.steps, policy)) >= config.episodes for policy in settings.policies)
+    evaluated = all(len(episodes_of(rows, config.steps, policy)) >= config.episodes for policy in settings.policies)
     return share_done(run, config) == 1 and evaluated
 
 
@@ -294,7 +295,7 @@ def record(run: Path, out: Path) -> None:
     lines = read_lines(run / "metrics.jsonl")
     content["dataset"]["file"] = Path(content["dataset"]["file"]).name
     content["training_seconds"] = round(training_seconds(lines) / len(content.get("seeds_together", [0])), 1)
-    content["parameters"] = parameters(runs.trained_agent(run))
+    content["parameters"] = parameters(trained_agent(run))
     thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
     out.mkdir(parents=True, exist_ok=True)
     files = {

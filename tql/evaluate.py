@@ -214,5 +214,11 @@ def recorded(path: Path) -> list[dict]:
     return rows
 
 
+def episodes_of(rows: list[dict], step: int, policy: str) -> list[Episode]:
+    """The recorded episodes of one policy after `step` updates."""
+    mine = [row for row in rows if row["step"] == step and row["policy"] == policy]
+    return [Episode(row["seed"], row["return"], row["length"], row["success"]) for row in mine]
+
+
 def _identity(row: dict) -> tuple[int, str, int, int]:
     return row["step"], row["policy"], row["episode"], row["seed"]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tql.config import Config, TrainingConfig
 from tql.evaluate import recorded, wilson
-from tql.run import RunError, read_metrics, read_settings
+from tql.run_directory import RunError, read_metrics, read_settings
 
 GROUPS = ("[VALUE]", "other tokens")
 NO_POLICY = "no policy: the critic learns\nfrom the dataset's own actions"

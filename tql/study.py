@@ -1,6 +1,6 @@
 """Runs that belong to one question: each trained to its end, looked at on the way, and copied into a few small files.
 
-A run of a study is a run like any other (`run.py`), with two more files:
+A run of a study is a run like any other (`run_directory.py`), with two more files:
 
     RUN/analysis.jsonl   one line per checkpoint: roughness, turning points, sensitivity, entropy of every head (`portrait.numbers`)
     RUN/portrait.npz     the critic at its newest checkpoint: landscapes, slices, attention maps
@@ -24,10 +24,11 @@ from tql import run as runs
 from tql.config import Config, Task
 from tql.data import Batch, load
 from tql.environment import bare_children
-from tql.evaluate import recorded
+from tql.evaluate import episodes_of, recorded
 from tql.flow_actor import FlowActor
 from tql.loop import Agent
 from tql.portrait import PAIRS, draw, numbers, probe_pairs, save, take
+from tql.run_directory import RunError, agent_at, differences, read_settings, trained_agent
 from tql.whole_file import whole_file
 
 RECORDED = ("config.json", "metrics.jsonl", "evaluation.jsonl", "analysis.jsonl", "portrait.npz")
@@ -57,8 +58,8 @@ def is_complete(run: Path, config: Config, until: int | None = None) -> bool:
     """Whether a run, or the record of one, made `until` updates (all, unless given). Raises `RunError` if it is one of other settings."""
     if not (run / "config.json").exists():
         return False
-    if found := runs.differences(config, runs.read_settings(run).config):
-        raise runs.RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away, or choose another directory.")
+    if found := differences(config, read_settings(run).config):
+        raise RunError(f"{run}: holds a run of other settings ({'; '.join(found)}); move it away, or choose another directory.")
     end = until or config.steps
     looked_at = any(line["step"] >= end for line in read_lines(run / "analysis.jsonl"))
     return looked_at and _is_evaluated(run, config, end)
@@ -69,7 +70,7 @@ def _is_evaluated(run: Path, config: Config, step: int) -> bool:
     due = step == config.steps or step % config.evaluate_every == 0
     policies = FlowActor.policies if due and config.actor.kind == "flow" else ()
     rows = recorded(run / "evaluation.jsonl")
-    return all(len(runs.episodes_of(rows, step, policy)) >= config.episodes for policy in policies)
+    return all(len(episodes_of(rows, step, policy)) >= config.episodes for policy in policies)
 
 
 def unchanged(data: Batch) -> Batch:
@@ -158,10 +159,10 @@ def analyse(run: Path, step: int | None = None, dataset: Path | None = None) -> 
 
     Writes `RUN/analysis-STEP.png`, `.json` (the numbers) and `.npz` (the portrait). Raises `RunError` if there is no such checkpoint.
     """
-    settings = runs.read_settings(run)
-    agent = runs.trained_agent(run) if step is None else runs.agent_at(run, step)
+    settings = read_settings(run)
+    agent = trained_agent(run) if step is None else agent_at(run, step)
     if not isinstance(agent, Agent):
-        raise runs.RunError(f"{run}: is a run of {settings.config.method}; only TQL's critic has attention to look at.")
+        raise RunError(f"{run}: is a run of {settings.config.method}; only TQL's critic has attention to look at.")
     _, validation = load(Task.parse(settings.config.task), dataset or settings.dataset)
     portrait = take(agent.critic, *probe_pairs(validation))
     found, out = numbers(portrait), run / f"analysis-{int(agent.step):09d}"

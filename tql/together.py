@@ -22,6 +22,7 @@ from tql.agent import AbstractAgent, Metrics
 from tql.config import Task, TrainingConfig
 from tql.data import Batch, load
 from tql.loop import train_chunk
+from tql.run_directory import agent_at, forget_after, save
 from tql.whole_file import whole_file
 
 
@@ -61,8 +62,8 @@ def begin(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
     step = min(int(agent.step) for agent in agents)
     for i, run in enumerate(directories):
         if int(agents[i].step) > step:
-            agents[i] = runs.agent_at(run, step)
-            runs.forget_after(run, step)
+            agents[i] = agent_at(run, step)
+            forget_after(run, step)
         name_seeds(run, [config.seed for config in configs])
     return agents, data
 
@@ -102,6 +103,6 @@ def train(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
             if runs.checkpoint_due(config, step) or stop:
                 for agent, run, log in zip(unstack(many, configs), directories, logs):
                     os.fsync(log.fileno())
-                    runs.save(run, agent)
+                    save(run, agent)
             if stop:
                 raise runs.Interrupted(f"stopped by {stop[0]} at update {step}; saved. Go on with --resume.")

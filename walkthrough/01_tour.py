@@ -383,8 +383,8 @@ fig.savefig(PICTURES / "map.png", dpi=110)
 # | 5, 6 | `tql/flow_actor.py` | `next_action`, `losses`, `draw_noise` |
 # | 5 to 7 | `tql/loop.py` | `td_loss`, the three losses, `update_with_noise`; `train_chunk` scans it |
 #
-# Around them: `config.py` holds every setting, `linear.py` the affine map and its start, `run.py` and `checkpoint.py` a run on disk,
-# `evaluate.py` acts in the environment, `analysis.py` looks at a trained critic.
+# Around them: `config.py` holds every setting, `linear.py` the affine map and its start, `run_directory.py` and `checkpoint.py` a run on
+# disk, `evaluate.py` acts in the environment, `analysis.py` looks at a trained critic.
 #
 # ## Your turn
 # **Predict**: take a transition in which the task is solved, `ROW = int(jnp.argmin(train.masks))`. What is $y$ there, for which

@@ -26,10 +26,11 @@ from tql import portrait
 from tql.analysis import mean_q
 from tql.config import PRESETS, Task
 from tql.environment import SeededEnvironment
-from tql.evaluate import episode_seed, recorded, wilson
+from tql.evaluate import episode_seed, episodes_of, recorded, wilson
 from tql.flow_actor import policy_action
 from tql.render import RenderingUnavailable, render
-from tql.run import episodes_of, trained_agent, wave_policy
+from tql.run import wave_policy
+from tql.run_directory import trained_agent
 from tql.study import complete_all, read_lines
 from tql.workspace import CHECKOUT, dataset, home, pictures
 
