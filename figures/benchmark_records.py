@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from records import FIGURES, listed, read_config
+from records import FIGURES, datasets_of, listed, read_config
 
 from tql import statistics
 from tql.config import Task
@@ -220,7 +220,7 @@ def scale_of(benchmark: Benchmark, runs: Sequence[Run]) -> str:
     return (
         f"Reduced scale: preset {benchmark.preset}, {len(runs)} runs of {' and '.join(updates)} updates (paper 1,000,000); seeds {seeds}"
         f"{fewer_seeds(runs)}; device: {device}, {hours:.1f} hours of training in all. Success: share of solved episodes in "
-        f"{success}; episodes of an evaluation: {listed(rows)}." + left_out(benchmark)
+        f"{success}; episodes of an evaluation: {listed(rows)}.{datasets_of(runs)}" + left_out(benchmark)
     )
 
 

@@ -264,8 +264,8 @@ def scale_of(records: Sequence[Record]) -> str:
     )
 
 
-def datasets_of(records: Sequence[Record]) -> str:
-    """A sentence where one dataset was made more than once and did not come out the same."""
+def datasets_of(records: Sequence) -> str:
+    """A sentence where one dataset was made more than once and did not come out the same; of whatever has `settings`."""
     made: dict[str, set[str]] = {}
     for record in records:
         dataset = record.settings["dataset"]

@@ -276,8 +276,9 @@ def csv_text(benchmark: Benchmark) -> str:
 
 
 def pooled(benchmark: Benchmark, row: Row, method: str) -> list:
-    """Solved and all episodes of the last evaluations of a task, with Wilson's interval; empty for averages."""
-    if row.kind != "task":
+    """Solved and all episodes of the last evaluations of a task, with Wilson's interval; empty for averages, also those of several
+    evaluations: a policy's episodes at three updates are no independent draws."""
+    if row.kind != "task" or benchmark.last > 1:
         return [""] * 4
     solved = [success for run in benchmark.of(label=method, task=row.tasks[0]) for success in run.last_episodes]
     low, high = wilson(sum(solved), len(solved))

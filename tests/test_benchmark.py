@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -282,7 +283,7 @@ def test_what_is_recorded(finished, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.jsonl"}
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (finished, tmp_path))
     assert after["dataset"] == before["dataset"] | {"file": Path(before["dataset"]["file"]).name} != before["dataset"]
-    assert after.pop("training_seconds") >= 0
+    assert after.pop("training_seconds") == round(training_seconds(run_directory.read_metrics(finished)), 1)
     learned = after.pop("parameters")
     flow, one_step = (5 * 16 + 16 + 2 * 16 + 16 * 2 + 2, 4 * 16 + 16 + 2 * 16 + 16 * 2 + 2)
     assert learned.keys() == {"critic", "actor", "controller"} and (learned["actor"], learned["controller"]) == (flow + one_step, 2)
@@ -294,16 +295,6 @@ def test_what_is_recorded(finished, tmp_path):
     assert kept[0].keys() == lines[4].keys() and kept[0]["td_loss"] == pytest.approx(lines[4]["td_loss"], rel=1e-5)
     rows = [[json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()] for folder in (finished, tmp_path)]
     assert rows[0] == rows[1] and len(rows[0]) == 18
-
-
-def test_seeds_trained_together_share_their_time(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    about = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(about | {"seeds_together": [3, 4, 5, 6]}))
-    lines = [json.dumps(line | {"time": 4.0 * line["step"]}) + "\n" for line in metrics_of(run)]
-    (run / "metrics.jsonl").write_text("".join(lines))
-    record(run, tmp_path / "record")
-    assert json.loads((tmp_path / "record" / "config.json").read_text())["training_seconds"] == 40
 
 
 def test_the_training_time_is_that_at_the_median_speed():
@@ -322,7 +313,7 @@ def tql(called, maze_file, monkeypatch, tmp_path):
     monkeypatch.setitem(bench.MEMBERS, "pocket", lambda: RUNS)
     monkeypatch.setattr(bench, "best_matmul_rate", lambda: 2e12)
     monkeypatch.setattr(bench, "costs", lambda members, rate: dict.fromkeys(members, 1800.0))
-    monkeypatch.setattr(bench, "dataset", lambda task, *, episodes: maze_file)
+    monkeypatch.setattr(bench, "dataset_path", lambda task, *, episodes: maze_file)
     monkeypatch.setattr(bench, "start_process", no_process)
 
     def call(*arguments):
@@ -385,11 +376,63 @@ def test_a_call_with_limited_time_makes_one_dataset(monkeypatch, tmp_path):
         return path
 
     monkeypatch.setattr(bench, "dataset", make)
-    first = bench.datasets(members, at_most_one=True)
+    first, _ = bench.datasets(members, at_most_one=True)
     assert made == ["cube-double-play-v0"] and first.keys() == {name for name in members if name.startswith("cube-double")}
-    assert bench.datasets(members, at_most_one=True).keys() == members.keys() and made == ["cube-double-play-v0", "scene-play-v0"]
+    assert bench.datasets(members, at_most_one=True)[0].keys() == members.keys() and made == ["cube-double-play-v0", "scene-play-v0"]
     monkeypatch.setenv("TQL_HOME", str(tmp_path / "other"))
-    assert bench.datasets(members, at_most_one=False).keys() == members.keys() and len(made) == 4
+    assert bench.datasets(members, at_most_one=False)[0].keys() == members.keys() and len(made) == 4
+
+
+def test_a_dataset_that_cannot_be_made_costs_only_its_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("TQL_HOME", str(tmp_path))
+    members = {name: config for name, config in bench.gpu().items() if "/bc-" in name}
+    asked = []
+
+    def make(task, *, episodes):
+        asked.append(task)
+        if task.startswith("cube"):
+            raise RuntimeError("no simulator")
+
+    monkeypatch.setattr(bench, "dataset", make)
+    found, failed = bench.datasets(members, at_most_one=False)
+    assert len(asked) == 2 and found.keys() | failed.keys() == members.keys()
+    assert all(name.startswith("scene") for name in found) and len(failed) == len(found) == 5
+    assert all("cube-double-play-v0.npz could not be made: RuntimeError('no simulator')" in why for why in failed.values())
+
+
+def damaged(folder):
+    (folder / "config.json").write_text("{")
+
+
+def without_checkpoints(folder):
+    for path in run_directory.checkpoints(folder):
+        path.unlink()
+
+
+def with_a_damaged_line(folder):
+    (folder / "evaluation.jsonl").write_text("{}\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (damaged, "is damaged or of another version"),
+        (with_a_damaged_line, "not the record of an episode"),
+        (without_checkpoints, "not recorded: .* no usable checkpoint"),
+    ],
+)
+def test_a_damaged_run_costs_only_itself(harm, why, tql, called, tmp_path, monkeypatch, capsys):
+    folder = called[0]
+    monkeypatch.setenv("TQL_HOME", str(tmp_path / "home"))
+    copy = shutil.copytree(folder, tmp_path / "home" / "runs" / "benchmark" / "pocket")
+    harm(copy / FIRST)
+    monkeypatch.setattr(bench, "start_process", lambda *_: Process())
+    with pytest.raises(SystemExit):
+        tql()
+    said = capsys.readouterr().out
+    assert re.search(f"failed: {FIRST}; .*{why}", said) and f"failed: {LOST}; see " in said and "preset pocket: 3 runs" in said
+    assert (tmp_path / "records" / "pocket" / SECOND / "config.json").exists()
+    assert not (tmp_path / "records" / "pocket" / FIRST / "config.json").exists()
 
 
 def test_runs_without_data_wait(called, tmp_path, monkeypatch):
@@ -400,7 +443,8 @@ def test_runs_without_data_wait(called, tmp_path, monkeypatch):
 def test_making_a_dataset_counts_towards_the_minutes(tql, monkeypatch):
     now, asked = [0.0], []
     monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(bench, "dataset", lambda task, *, episodes: now.append(now.pop() + 240.0) or Path("data.npz"))
+    monkeypatch.setattr(bench, "dataset_path", lambda task, *, episodes: Path("missing.npz"))
+    monkeypatch.setattr(bench, "dataset", lambda task, *, episodes: now.append(now.pop() + 240.0))
     monkeypatch.setattr(bench, "run_all", lambda *_, minutes, **__: asked.append(minutes) or Outcome([], [], []))
     tql("--only", "bc-seed2", "--minutes", "9.5")
     tql("--only", "bc-seed2", "--minutes", "3")

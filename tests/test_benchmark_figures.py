@@ -34,10 +34,11 @@ DOUBLE = "cube-double-play-singletask-task2-v0"
 EPISODES = 25
 
 
-def run(task, label, seed, *solved, steps=1000, seconds=60.0, parameters=None):
+def run(task, label, seed, *solved, steps=1000, seconds=60.0, parameters=None, sha256="a"):
     """A run as the benchmark records it, evaluated len(solved) times, with so many episodes of 25 solved. Made once, on disk, by `disk`."""
     config = dict(task=task, seed=seed, steps=steps)
     settings = dict(method=label.split("@")[0], config=config, device="cpu", training_seconds=seconds)
+    settings["dataset"] = dict(file=f"{task}.npz", sha256=sha256)
     if parameters:
         settings["parameters"] = {"critic": parameters}
     rows = []
@@ -269,6 +270,7 @@ def test_the_table_is_written_in_three_forms_with_the_same_numbers(many, capsys)
     assert float(ours["wilson_low_percent"]) < 100 * x.mean() < float(ours["wilson_high_percent"])
     gone = next(line for line in lines if (line["title"], line["method"]) == ("cube-double task 2", "ifql"))
     assert gone["mean_percent"] == "" and gone["solved"] == "" and gone["seeds"] == "0"
+    assert "The dataset was made on" not in path.with_suffix(".md").read_text()
     text = path.with_suffix(".md").read_text()
     found = {line.split(" | ")[0].strip("| *"): line.strip("| ").split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")}
     assert [cell.strip("*") for cell in found["cube-double task 2"]] == [text for text, _ in table.columns(rows[0], made)]
@@ -278,6 +280,18 @@ def test_the_table_is_written_in_three_forms_with_the_same_numbers(many, capsys)
     for part in ("Reduced scale: preset pocket, 96 runs of 1,000 updates", "seeds 0, 1, 2", "device: cpu", "cube-double task 2: 25"):
         assert part in text
     assert text.count("missing") >= 3, "IFQL in a cell and an average, and what the word means"
+
+
+def test_of_several_evaluations_no_episodes_are_counted(many):
+    lines = csv.DictReader(io.StringIO(table.csv_text(shared.read(replace(many, last=2)))))
+    ours = next(line for line in lines if (line["title"], line["method"]) == ("cube-double task 2", "tql"))
+    assert ours["mean_percent"] and ours["solved"] == ours["episodes"] == ours["wilson_low_percent"] == ours["wilson_high_percent"] == ""
+
+
+def test_runs_on_two_makes_of_one_dataset_are_named():
+    runs = [run(POCKET, "bc", seed, 4, sha256=data) for seed, data in enumerate("aab")]
+    assert "The dataset was made on 2 machines" in shared.scale_of(benchmark(*runs), runs)
+    assert "The dataset was made on" not in shared.scale_of(benchmark(*runs[:2]), runs[:2])
 
 
 def test_no_text_of_the_table_touches_another(many):

@@ -256,13 +256,17 @@ def test_paper_settings(domain, v_min, alpha_bc):
     assert (c.d_model, c.latents, c.latent_blocks, c.hidden, c.flow_steps) == (160, 32, 2, (512,) * 4, 10)
 
 
-@pytest.mark.parametrize("d_model, heads", [(80, 2), (160, 5), (320, 10)])
-def test_heads_of_the_scaling_study(d_model, heads):
-    critic = eqx.filter_eval_shape(
-        PerceiverCritic, N_S, N_A, d_model=d_model, latents=3, latent_blocks=1, v_min=-200.0, key=eqx.filter_eval_shape(jr.key, 0)
-    )
+@pytest.mark.parametrize("d_model, heads", [(80, 2), (160, 5), (320, 10), (640, 20)])
+def test_heads_of_the_scaling_study(d_model, heads, data):
+    config = replace(pac.paper("cube-double-play-singletask-task2-v0"), d_model=d_model)
+    critic = eqx.filter_eval_shape(lambda: initialise(N_S, N_A, config, statistics(data))).critic
     assert {block.attention.heads for block in (critic.encode, critic.decode, *critic.latent_blocks)} == {heads}
     assert critic.out.weight.shape == (201, d_model // 2)
+
+
+def test_heads_must_share_the_channels_evenly():
+    with pytest.raises(ValueError, match="d_model is 97; it must be a multiple of 3, its number of attention heads"):
+        replace(CONFIG, d_model=97)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from tql import run as runs
 from tql.checkpoint import named_arrays
 from tql.config import Task
 from tql.environment import WorkerError
-from tql.evaluate import run_episodes
+from tql.evaluate import recorded, run_episodes
 from tql.run import Interrupted
 from tql.run_directory import Diverged, RunError
 
@@ -243,6 +243,18 @@ def test_a_damaged_newest_checkpoint_is_refused_by_name_and_the_previous_one_use
     assert steps_of(stopped) == [20] and newest.with_suffix(".refused").exists(), "out of the way, not lost"
     runs.train(agent, data, stopped, workers=1)
     assert_same_run(stopped, finished)
+
+
+def test_episodes_of_updates_that_are_made_again_are_run_again(finished, tmp_path, tiny):
+    """Evaluations were at 15, 30 and 40; the newest whole checkpoint is at 30."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    damage(run_directory.checkpoints(run)[0])
+    runs.resume(run, Task.parse(tiny.task), tiny)
+    assert [row["step"] for row in recorded(run / "evaluation.jsonl")] == [15] * 6 + [30] * 6
+    # Nothing is rewritten where nothing is to be forgotten.
+    before = (run / "evaluation.jsonl").stat().st_mtime_ns
+    runs.resume(run, Task.parse(tiny.task), tiny)
+    assert (run / "evaluation.jsonl").stat().st_mtime_ns == before
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(stopped, tiny):

@@ -1,8 +1,10 @@
 """Seeds trained together: the same runs as one by one, cut off anywhere, and a failure that costs only itself."""
 
 import json
+import shutil
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -59,13 +61,15 @@ def test_the_settings_name_the_seeds(whole):
         assert json.loads((run / "config.json").read_text())["seeds_together"] == list(SEEDS)
 
 
-def test_killed_between_two_saves_they_end_bit_for_bit_the_same(whole, tmp_path, maze_file, monkeypatch):
+@pytest.mark.parametrize("at", [4, 8])
+def test_killed_between_two_saves_they_end_bit_for_bit_the_same(at, whole, tmp_path, maze_file, monkeypatch):
+    """Also between their first: then all begin again."""
     configs, directories = whole
     again = [tmp_path / run.name for run in directories]
     save, saved = run_directory.save, []
 
     def save_or_die(run, agent):
-        if int(agent.step) == 8 and len(saved) == 4:
+        if int(agent.step) == at and saved[-1:] == [("seed3", at)]:
             raise KeyboardInterrupt
         saved.append((run.name, int(agent.step)))
         save(run, agent)
@@ -74,11 +78,33 @@ def test_killed_between_two_saves_they_end_bit_for_bit_the_same(whole, tmp_path,
         patch.setattr(together, "save", save_or_die)
         with pytest.raises(KeyboardInterrupt):
             together.train(configs, maze_file, again, workers=1)
-    assert saved[3:] == [("seed3", 8)], "one seed is a checkpoint ahead of the others"
+    assert [len(run_directory.checkpoints(run)) for run in again] == ([1, 0, 0] if at == 4 else [2, 1, 1])
     together.train(configs, maze_file, again, workers=1)
     for ours, theirs in zip(again, directories):
         a, b = named_arrays(run_directory.trained_agent(ours)), named_arrays(run_directory.trained_agent(theirs))
         assert all(np.array_equal(a[name], b[name]) for name in b) and without_time(ours) == without_time(theirs)
+
+
+def test_runs_too_far_apart_go_on_alone(whole, tmp_path, maze_file, monkeypatch):
+    """A seed that was finished alone has dropped the checkpoints from which the others could go on with it."""
+    configs, directories = whole
+    names = ["task/iql-3", "task/iql-11"]
+    shutil.copytree(directories[0], tmp_path / names[0])
+    assert together.common_step(directories) == 8 and together.common_step([tmp_path / name for name in names]) is None
+    with pytest.raises(run_directory.RunError, match="no checkpoint after the same number of updates; train them one by one"):
+        together.begin(configs[:2], maze_file, [tmp_path / name for name in names])
+    monkeypatch.setattr("tql.benchmark.flops_of", lambda config: 1e9)
+    assert jobs(dict(zip(names, configs)), tmp_path, True) == [(name,) for name in names]
+
+
+def test_the_clock_of_each_runs_at_its_share(whole, tmp_path, maze_file, monkeypatch):
+    """Three seeds, and 30 seconds between two lines."""
+    ticks = count(1000, 30)
+    monkeypatch.setattr(together, "time", SimpleNamespace(time=lambda: next(ticks)))
+    directories = [tmp_path / run.name for run in whole[1]]
+    together.train(whole[0], maze_file, directories, workers=1)
+    for run in directories:
+        assert np.diff([line["time"] for line in run_directory.read_metrics(run)]).tolist() == pytest.approx([10] * 3)
 
 
 def test_what_is_stacked_comes_apart(whole):
@@ -114,15 +140,15 @@ def test_only_seeds_may_differ(tmp_path, maze_file):
     assert not list(tmp_path.iterdir())
 
 
-def test_jobs_of_the_benchmark(monkeypatch):
+def test_jobs_of_the_benchmark(monkeypatch, tmp_path):
     """Seeds of small methods are one job where asked; tasks and other settings keep apart."""
     monkeypatch.setattr("tql.benchmark.flops_of", lambda config: 1e12 if config.method == "tql" else 1e9)
     tasks = [f"cube-double-play-singletask-task{number}-v0" for number in (1, 2)]
     every = product(tasks, ("bc", "tql"), (0, 1))
     members = {f"{task[-7:-3]}/{method}-{seed}": replace(tiny(method), task=task, seed=seed) for task, method, seed in every}
     assert all(Task.parse(config.task) for config in members.values())
-    assert jobs(members, False) == [(name,) for name in members]
-    grouped = jobs(members, True)
+    assert jobs(members, tmp_path, False) == [(name,) for name in members]
+    grouped = jobs(members, tmp_path, True)
     assert sorted(map(len, grouped)) == [1, 1, 1, 1, 2, 2] and sorted(sum(grouped, ())) == sorted(members)
     assert all("bc" in name for job in grouped if len(job) == 2 for name in job)
     assert all(len({name[:4] for name in job}) == 1 for job in grouped)

@@ -42,12 +42,12 @@ class BinnedActions(eqx.Module):
 
 
 class CausalAttention(QKNormAttention):
-    """QK-norm attention in which a row sees itself and the rows before it."""
+    """QK-norm attention in which a row sees itself and the rows before it; the queries are all the rows, in their order."""
 
     def logits(
-        self, queries: Float[Array, "m {self.d_model}"], x: Float[Array, "n {self.d_model}"]
-    ) -> Float[Array, "{self.heads} m n"]:
-        seen: Bool[Array, "m n"] = jnp.tri(queries.shape[0], x.shape[0], dtype=bool)
+        self, queries: Float[Array, "n {self.d_model}"], x: Float[Array, "n {self.d_model}"]
+    ) -> Float[Array, "{self.heads} n n"]:
+        seen: Bool[Array, "n n"] = jnp.tri(x.shape[0], dtype=bool)
         return jnp.where(seen[None], super().logits(queries, x), -jnp.inf)
 
 

@@ -51,7 +51,7 @@ PAPER_DOMAINS = ("cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "cube-tripl
 METRICS_EVERY = 5
 """Of the lines of metrics, one in so many is recorded."""
 SHARE = 0.35
-"""Part of the best matrix rate that training is assumed to reach, for the estimate; 0.29 to 0.58 on 2 CPU cores (README, Speed)."""
+"""Part of the best matrix rate that training is assumed to reach, for the estimate; 0.29 to 0.74 on 2 CPU cores (README, Speed)."""
 TOGETHER_BELOW = 1e11
 """Floating-point operations of one update below which the seeds of a method train together on a GPU: all but TQL's. A guess; no GPU was at
 hand."""
@@ -132,6 +132,17 @@ def is_done(run: Path, config: TrainingConfig) -> bool:
     return share_done(run, config) == 1 and evaluated
 
 
+def unusable(members: dict[str, TrainingConfig], folder: Path) -> dict[str, str]:
+    """The runs whose directory is damaged or holds another run, and why."""
+    found = {}
+    for name, config in members.items():
+        try:
+            is_done(folder / name, config)
+        except (RunError, ValueError) as error:
+            found[name] = str(error)
+    return found
+
+
 # ---- what it costs ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,14 +204,15 @@ Job = tuple[str, ...]
 """Names of the runs that one process makes: one, or several that differ by their seed."""
 
 
-def jobs(members: dict[str, TrainingConfig], seeds_together: bool) -> list[Job]:
+def jobs(members: dict[str, TrainingConfig], folder: Path, seeds_together: bool) -> list[Job]:
     """What the processes make, in the order of the runs. Together only seeds of methods whose update is small enough to leave a GPU idle
-    between its kernels."""
+    between its kernels, and that can go on from the same update."""
     of: dict[TrainingConfig | str, list[str]] = {}
     for name, config in members.items():
         small = seeds_together and flops_of(kind(config)) < TOGETHER_BELOW
         of.setdefault(replace(config, seed=0) if small else name, []).append(name)
-    return [tuple(names) for names in of.values()]
+    apart = lambda names: together.common_step([folder / name for name in names]) is None
+    return [job for names in of.values() for job in ([(name,) for name in names] if apart(names) else [tuple(names)])]
 
 
 def run_all(
@@ -216,7 +228,7 @@ def run_all(
     all saved. Seeds that failed together are tried again one by one.
     """
     missing = {name: config for name, config in members.items() if name in data and not is_done(folder / name, config)}
-    waiting = jobs(missing, seeds_together)
+    waiting = jobs(missing, folder, seeds_together)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and jax.default_backend() == "cpu" else [None]
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     running: dict[Job, tuple[BaseProcess, int]] = {}
@@ -288,13 +300,12 @@ def share_done(run: Path, config: TrainingConfig) -> float:
 def record(run: Path, out: Path) -> None:
     """Copies what figures need: settings without local paths, training time, every 5th line of metrics, every episode.
 
-    The time is that of all updates at their median speed, so that a busy minute of the machine does not count; of seeds that were
-    trained together each has its share.
+    The time is that of all updates at their median speed, so that a busy minute of the machine does not count.
     """
     content = json.loads((run / "config.json").read_text())
     lines = read_lines(run / "metrics.jsonl")
     content["dataset"]["file"] = Path(content["dataset"]["file"]).name
-    content["training_seconds"] = round(training_seconds(lines) / len(content.get("seeds_together", [0])), 1)
+    content["training_seconds"] = round(training_seconds(lines), 1)
     content["parameters"] = parameters(trained_agent(run))
     thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
     out.mkdir(parents=True, exist_ok=True)
@@ -333,44 +344,60 @@ def benchmark(preset: str, only: str, minutes: float | None, processes: int | No
     if not members:
         raise ValueError(f"no run of the preset {preset} has '{only}' in its name; names are like {next(iter(MEMBERS[preset]()))}.")
     folder = home() / "runs" / "benchmark" / preset
+    failed = unusable(members, folder)
+    members = {name: config for name, config in members.items() if name not in failed}
     missing = {name: config for name, config in members.items() if not is_done(folder / name, config)}
     rate, device = best_matmul_rate(), jax.devices()[0].device_kind
     hours = sum(costs(missing, rate).values()) / 3600
     print(
-        f"preset {preset}: {len(members)} runs, {len(members) - len(missing)} of them done.\n"
+        f"preset {preset}: {len(members) + len(failed)} runs, {len(members) - len(missing)} of them done.\n"
         f"The others take about {hours:.1f} hours of {device}, if training reaches {SHARE:.0%} of the {rate / 1e12:.2f} TFLOP/s that a "
         "float32 matrix product was just measured to reach; data and episodes come on top.",
         flush=True,
     )
     if estimate:
+        say_failed(failed)
         return None
-    data = datasets(missing, at_most_one=minutes is not None)
+    data, without_data = datasets(missing, at_most_one=minutes is not None)
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity") else 1
     left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
     on_gpu = jax.default_backend() != "cpu"
     outcome = run_all(members, data, folder, processes=processes, minutes=left, seeds_together=on_gpu)
+    failed |= without_data | {name: f"see {folder / name}.log" for name in outcome.failed}
     for name in outcome.done:
-        record(folder / name, records / preset / name)
-    counts = f"{len(outcome.done)} runs done, {len(outcome.failed)} failed, {len(outcome.missing)} missing"
-    print(f"{counts}; those done are recorded in {records / preset}.")
-    for name in outcome.failed:
-        print(f"failed: {name}; see {folder / name}.log")
-    return outcome
+        try:
+            record(folder / name, records / preset / name)
+        except (RunError, ValueError) as error:
+            failed[name] = f"not recorded: {error}"
+    missing = [name for name in outcome.missing if name not in failed]
+    print(f"{len(outcome.done)} runs done, {len(failed)} failed, {len(missing)} missing; those done are recorded in {records / preset}.")
+    say_failed(failed)
+    return Outcome(outcome.done, list(failed), missing)
 
 
-def datasets(members: dict[str, TrainingConfig], *, at_most_one: bool) -> dict[str, Path]:
+def say_failed(failed: dict[str, str]) -> None:
+    for name, why in failed.items():
+        print(f"failed: {name}; {why}")
+
+
+def datasets(members: dict[str, TrainingConfig], *, at_most_one: bool) -> tuple[dict[str, Path], dict[str, str]]:
     """The file of every run's dataset, made if it is missing; with `at_most_one` only the first of those, and the runs that need another
-    are left out."""
-    found: dict[str, Path] = {}
-    made = 0
+    are left out. Also the runs whose dataset could not be made, and why."""
+    episodes = {name: episodes_of_dataset(config) for name, config in members.items()}
+    path = {name: dataset_path(config.task, episodes=episodes[name]) for name, config in members.items()}
+    made: list[Path] = []
+    failed: dict[Path, str] = {}
     for name, config in members.items():
-        task, episodes = config.task, episodes_of_dataset(config)
-        is_there = dataset_path(task, episodes=episodes).exists()
-        if is_there or made == 0 or not at_most_one:
-            found[name] = dataset(task, episodes=episodes)
-            made += not is_there
-    return found
+        if path[name] in made or path[name].exists() or path[name] in failed or (made and at_most_one):
+            continue
+        try:
+            made.append(path[name])
+            dataset(config.task, episodes=episodes[name])
+        except Exception as error:  # whatever the simulator raises; the runs that have their data go on
+            failed[path[name]] = f"{path[name]} could not be made: {error!r}"
+    found = {name: file for name, file in path.items() if file not in failed and (file in made or file.exists())}
+    return found, {name: failed[file] for name, file in path.items() if file in failed}
 
 
 def episodes_of_dataset(config: TrainingConfig) -> int:

@@ -15,6 +15,11 @@ from tql.critic import AbstractCritic
 from tql.linear import Linear, lecun_normal
 
 
+def heads_of(d_model: int) -> int:
+    """One attention head per 32 channels: 80 channels have 2 of 40."""
+    return max(1, d_model // D_HEAD)
+
+
 class CrossBlock(eqx.Module):
     r"""$y = x + \mathrm{Attention}(\mathrm{LN}_1(x), \mathrm{LN}_2(c))$, then $y + \mathrm{MLP}(\mathrm{LN}_3(y))$: rows x read a context
     c.
@@ -65,7 +70,7 @@ class PerceiverCritic(AbstractCritic):
 
     def __init__(self, n_s: int, n_a: int, *, d_model: int, latents: int, latent_blocks: int, v_min: float, key: PRNGKeyArray):
         keys = jr.split(key, 11)
-        heads = max(1, d_model // D_HEAD)
+        heads = heads_of(d_model)
         self.state_map = Linear(lecun_normal, 1, d_model, key=keys[0])
         self.positions = 0.02 * jr.normal(keys[1], (n_s, d_model))
         self.latents = 0.02 * jr.normal(keys[2], (latents, d_model))

@@ -52,14 +52,15 @@ def start(config: TrainingConfig, dataset: Path, run: Path, data: Batch | None =
     check_empty(run)
     if data is None:
         data, _ = load(Task.parse(config.task), dataset)
-    agent = _fresh(config, data)
+    agent = fresh(config, data)
     prepared = agent.prepare(data, config)
     run.mkdir(parents=True, exist_ok=True)
     write_settings(run, agent, dataset)
     return agent, prepared
 
 
-def _fresh(config: TrainingConfig, data: Batch) -> AbstractAgent:
+def fresh(config: TrainingConfig, data: Batch) -> AbstractAgent:
+    """The agent of these settings after no update."""
     return initialise(data.observations.shape[1], data.actions.shape[1], config, statistics(data))
 
 
@@ -91,7 +92,7 @@ def resume(
     if agent is None and checkpoints(run):
         raise RunError(f"{run}: none of its checkpoints can be used; move them away to train it again from update 0.")
     if agent is None:
-        agent = _fresh(settings.config, data)
+        agent = fresh(settings.config, data)
     forget_after(run, int(agent.step))
     return agent, agent.prepare(data, settings.config)
 
@@ -139,7 +140,7 @@ def train(
             step += config.updates_per_call
             bar.update(config.updates_per_call)
             if step % config.log_every == 0:
-                bar.set_postfix_str(agent.progress(write_line(log, step, metrics)))
+                bar.set_postfix_str(agent.progress(write_line(log, step, metrics, time.time())))
             if checkpoint_due(config, step) or stop:
                 os.fsync(log.fileno())
                 save(run, agent)
@@ -161,10 +162,10 @@ def checkpoint_due(config: TrainingConfig, step: int) -> bool:
     return step % config.checkpoint_every == 0 or step % config.evaluate_every == 0 or step == config.steps
 
 
-def write_line(log: TextIO, step: int, metrics: dict[str, np.ndarray]) -> dict:
-    """Appends a line of metrics, each the mean over a chunk of updates; returns it without the time."""
+def write_line(log: TextIO, step: int, metrics: dict[str, np.ndarray], now: float) -> dict:
+    """Appends a line of metrics, each the mean over a chunk of updates, and the time in seconds; returns it without the time."""
     line = {"step": step} | {name: x.mean(axis=0).tolist() for name, x in metrics.items()}
-    log.write(json.dumps(line | {"time": time.time()}) + "\n")
+    log.write(json.dumps(line | {"time": now}) + "\n")
     log.flush()
     return line
 

@@ -20,6 +20,7 @@ from beartype.roar import BeartypeException
 from tql import checkpoint
 from tql.agent import AbstractAgent, method_class
 from tql.config import TrainingConfig
+from tql.evaluate import recorded
 from tql.validate import sha256
 from tql.whole_file import whole_file
 
@@ -126,6 +127,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("step-*.checkpoint"), reverse=True)
 
 
+def checkpoint_steps(run: Path) -> list[int]:
+    """After how many updates the checkpoints are, newest first."""
+    return [int(path.stem.removeprefix("step-")) for path in checkpoints(run)]
+
+
 def newest_agent(run: Path, config: TrainingConfig) -> AbstractAgent | None:
     """From the newest checkpoint that is whole; a damaged one is named on stderr and passed over. None if there is none."""
     for path in checkpoints(run):
@@ -173,10 +179,14 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Clears the way for updates that the resumed run makes again: their metrics, refused checkpoints, halves of files."""
+    """Clears the way for updates that the resumed run makes again: their metrics, episodes, refused checkpoints, halves of files."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
     with whole_file(run / "metrics.jsonl") as file:
         file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+    rows = recorded(run / "evaluation.jsonl")
+    if any(row["step"] > step for row in rows):
+        with whole_file(run / "evaluation.jsonl") as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows if row["step"] <= step)
     for path in checkpoints(run):
         if path.name > checkpoint_name(step):
             path.rename(path.with_suffix(".refused"))
@@ -196,6 +206,6 @@ def agent_at(run: Path, step: int) -> AbstractAgent:
     """The checkpoint after `step` updates. Raises `RunError` if it is not there, and `checkpoint.CheckpointError` if it is damaged."""
     path = run / checkpoint_name(step)
     if not path.exists():
-        there = ", ".join(str(int(path.stem.removeprefix("step-"))) for path in checkpoints(run)) or "none"
+        there = ", ".join(map(str, checkpoint_steps(run))) or "none"
         raise RunError(f"{run}: has no checkpoint after {step} updates; there are: {there}.")
     return checkpoint.load(path, read_settings(run).config)

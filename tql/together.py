@@ -1,13 +1,14 @@
 r"""Several seeds of one method in one process: their agents stacked, and one `vmap` of the chunk that trains a single one.
 
 Meant for a GPU that one small network leaves nearly idle; how much it gains was not measured. Every seed has a run directory like any
-other, to be evaluated, resumed and recorded alone. `vmap` may sum in another order, so what repeats bitwise is the same seeds together;
-`config.json` names them.
+other, to be evaluated, resumed and recorded alone; the clock of its metrics runs at its share of the process. `vmap` may sum in another
+order, so what repeats bitwise is the same seeds together; `config.json` names them.
 """
 
 import contextlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tql.agent import AbstractAgent, Metrics
 from tql.config import Task, TrainingConfig
 from tql.data import Batch, load
 from tql.loop import train_chunk
-from tql.run_directory import agent_at, forget_after, save
+from tql.run_directory import KEPT_CHECKPOINTS, RunError, agent_at, checkpoint_steps, forget_after, save
 from tql.whole_file import whole_file
 
 
@@ -50,7 +51,7 @@ def begin(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
     """All agents after the same number of updates, fresh or from checkpoints, and their data.
 
     A process killed between two saves leaves some seeds one checkpoint ahead; they go back to it. Raises `ValueError` for settings that
-    differ by more than the seed, and what `run.start` and `run.resume` raise.
+    differ by more than the seed, `RunError` for runs without a `common_step`, and what `run.start` and `run.resume` raise.
     """
     if {replace(config, seed=0) for config in configs} != {replace(configs[0], seed=0)}:
         raise ValueError("runs that are trained together may differ by their seed alone.")
@@ -59,13 +60,23 @@ def begin(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
     for config, run in zip(configs, directories, strict=True):
         agent, data = runs.start_or_resume(config, dataset, run, loaded)
         agents.append(agent)
-    step = min(int(agent.step) for agent in agents)
+    step = common_step(directories)
+    if step is None:
+        raise RunError(f"{directories[0]} and the others have no checkpoint after the same number of updates; train them one by one.")
     for i, run in enumerate(directories):
         if int(agents[i].step) > step:
-            agents[i] = agent_at(run, step)
+            agents[i] = agent_at(run, step) if step else runs.fresh(configs[i], loaded)
             forget_after(run, step)
         name_seeds(run, [config.seed for config in configs])
     return agents, data
+
+
+def common_step(directories: Sequence[Path]) -> int | None:
+    """The last number of updates from which all runs can go on: all have that checkpoint, or (0) none has had to drop one yet. None if
+    they are further apart.
+    """
+    found = [(steps, [0] if len(steps) < KEPT_CHECKPOINTS else []) for steps in map(checkpoint_steps, directories)]
+    return max(set.intersection(*({*steps, *start} for steps, start in found)), default=None)
 
 
 def name_seeds(run: Path, seeds: list[int]) -> None:
@@ -83,6 +94,9 @@ def train(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
     agents, data = begin(configs, dataset, directories)
     config, step, each = agents[0].config, int(agents[0].step), agents[0]
     inputs, many = (data, config.updates_per_call), stack(agents)
+    compiled = step < config.steps and not jax.config.jax_disable_jit  # ahead, as in `run.train`
+    chunks = train_chunks.lower(inputs, many).compile() if compiled else train_chunks
+    began = time.time()
     with runs.stop_signals() as stop, contextlib.ExitStack() as files:
         logs = [files.enter_context(open(run / "metrics.jsonl", "a")) for run in directories]
         while True:
@@ -91,15 +105,16 @@ def train(configs: Sequence[TrainingConfig], dataset: Path, directories: Sequenc
                     runs.evaluate(agent, run, episodes=config.episodes, workers=workers, stop=stop)
             if step == config.steps:
                 return
-            many, metrics = train_chunks(inputs, many)
+            many, metrics = chunks(inputs, many)
             metrics = jax.tree.map(np.asarray, metrics)
             of_each = [{name: x[i] for name, x in metrics.items()} for i in range(len(configs))]
             for run, mine in zip(directories, of_each):
                 runs.check_finite(run, step, mine)
             step += config.updates_per_call
             if step % config.log_every == 0:
+                now = began + (time.time() - began) / len(configs)
                 for log, mine in zip(logs, of_each):
-                    runs.write_line(log, step, mine)
+                    runs.write_line(log, step, mine, now)
             if runs.checkpoint_due(config, step) or stop:
                 for agent, run, log in zip(unstack(many, configs), directories, logs):
                     os.fsync(log.fileno())

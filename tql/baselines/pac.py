@@ -20,12 +20,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
-from tql.attention import D_HEAD
 from tql.config import POCKET, ScheduledConfig, Task, TrainingConfig
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import POLICIES, FlowActor, Noise, actor_loss, draw_noise
 from tql.optimise import adamw, copy, descend, polyak, start
-from tql.perceiver import PerceiverCritic
+from tql.perceiver import PerceiverCritic, heads_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class PACConfig(ScheduledConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.d_model >= D_HEAD and self.d_model % D_HEAD:
-            raise ValueError(f"d_model is {self.d_model}; it must be a multiple of {D_HEAD}, the width of a head.")
+        if self.d_model % (heads := heads_of(self.d_model)):
+            raise ValueError(f"d_model is {self.d_model}; it must be a multiple of {heads}, its number of attention heads.")
         if not (math.isfinite(self.v_min) and self.v_min < 0 and self.v_min == int(self.v_min)):
             raise ValueError(f"v_min is {self.v_min}; it must be a whole number below 0, for the values are 1 apart and end at 0.")
 
