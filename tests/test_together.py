@@ -99,7 +99,7 @@ def test_runs_too_far_apart_go_on_alone(whole, tmp_path, maze_file, monkeypatch)
 
 def test_the_clock_of_each_runs_at_its_share(whole, tmp_path, maze_file, monkeypatch):
     """Three seeds, and 30 seconds between two lines."""
-    ticks = count(1000, 30)
+    ticks = count(1000.0, 30.0)
     monkeypatch.setattr(together, "time", SimpleNamespace(time=lambda: next(ticks)))
     directories = [tmp_path / run.name for run in whole[1]]
     together.train(whole[0], maze_file, directories, workers=1)
