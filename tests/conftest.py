@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,10 @@ def pin_to_one_core(worker: str) -> None:
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     pin_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
+
+# A shell starts background jobs with Ctrl-C ignored, and the programs that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 compiled_as_shipped = pytest.mark.skipif("WITH_FUSION_EMITTERS" not in os.environ, reason="run by test_compiled_as_shipped.py")
 """For tests that two programs round alike: they do as XLA compiles them for a user, not without its emitters."""
