@@ -1,10 +1,10 @@
-"""A file is under its name whole, or not at all."""
+"""A file is under its name whole, or not at all; of one that grows by lines, a torn last one is no line."""
 
 import os
 
 import pytest
 
-from tql.whole_file import whole_file
+from tql.whole_file import whole_file, whole_lines
 
 
 class Killed(BaseException):
@@ -69,3 +69,18 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_after(tmp_path,
 def test_no_directory(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "missing" / "file"):
         pytest.fail("opened")
+
+
+def test_whole_lines_are_read_and_a_torn_last_one_is_not(tmp_path):
+    path = tmp_path / "lines"
+    assert whole_lines(path, ("a",), "bad") == []
+    path.write_bytes(b'{"a": 1, "b": 2}\n{"a": 3}\n{"a": 4}')
+    assert whole_lines(path, ("a",), "bad") == [{"a": 1, "b": 2}, {"a": 3}]
+
+
+@pytest.mark.parametrize("line", [b'{"b": 1}', b'{"a": 1', b"[1]", b"7", b"\xff", b""])
+def test_a_damaged_line_is_named(line, tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(ValueError, match="lines, line 2: is no row. Mend or remove that line.$"):
+        whole_lines(path, ("a",), "is no row")

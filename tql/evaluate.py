@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from tql.config import Task
 from tql.environment import Environments
+from tql.whole_file import whole_lines
 
 Policy = Callable[[Float32[np.ndarray, "wave n_s"], Int[np.ndarray, " wave"], int], Float32[np.ndarray, "wave n_a"]]
 """Actions from observations, the episodes' numbers and the environment step that they have in common."""
@@ -200,18 +201,7 @@ def record(path: Path, step: int, policy_name: str, episodes: Sequence[Episode])
 
 def recorded(path: Path) -> list[dict]:
     """The whole lines of such a file, in order; none if there is no file. Raises `ValueError`, naming a damaged line."""
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            _identity(row), row["return"], row["length"], row["success"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: not the record of an episode. Mend or remove that line.") from None
-        rows.append(row)
-    return rows
+    return whole_lines(path, ("step", "policy", "episode", "seed", "return", "length", "success"), "not the record of an episode")
 
 
 def episodes_of(rows: list[dict], step: int, policy: str) -> list[Episode]:

@@ -22,7 +22,7 @@ from tql.agent import AbstractAgent, method_class
 from tql.config import TrainingConfig
 from tql.evaluate import recorded
 from tql.validate import sha256
-from tql.whole_file import whole_file
+from tql.whole_file import whole_file, whole_lines
 
 KEPT_CHECKPOINTS = 2
 
@@ -163,19 +163,10 @@ def last_checkpoint(run: Path) -> str:
 
 def read_metrics(run: Path) -> list[dict]:
     """The whole lines of `metrics.jsonl`; a last line torn by a kill is left out."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            row["step"], row["time"]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path}, line {number}: is no line of metrics. Mend or remove that line.") from None
-        rows.append(row)
-    return rows
+    try:
+        return whole_lines(run / "metrics.jsonl", ("step", "time"), "is no line of metrics")
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 def forget_after(run: Path, step: int) -> None:
