@@ -18,7 +18,7 @@ from test_run import assert_same_arrays, metrics_of, steps_of
 from tql import __main__ as command_line
 from tql import benchmark as bench
 from tql import run_directory
-from tql.benchmark import MEMBERS, Outcome, costs, flops_of, is_done, record, run_all, settings, training_seconds, without_control
+from tql.benchmark import MEMBERS, Outcome, costs, flops_of, is_done, record, run_all, seconds_at_median_speed, settings, without_control
 from tql.config import METHODS, Task
 from tql.run_directory import RunError
 
@@ -283,7 +283,7 @@ def test_what_is_recorded(finished, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "evaluation.jsonl"}
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (finished, tmp_path))
     assert after["dataset"] == before["dataset"] | {"file": Path(before["dataset"]["file"]).name} != before["dataset"]
-    assert after.pop("training_seconds") == round(training_seconds(run_directory.read_metrics(finished)), 1)
+    assert after.pop("training_seconds") == round(seconds_at_median_speed(run_directory.read_metrics(finished)), 1)
     learned = after.pop("parameters")
     flow, one_step = (5 * 16 + 16 + 2 * 16 + 16 * 2 + 2, 4 * 16 + 16 + 2 * 16 + 16 * 2 + 2)
     assert learned.keys() == {"critic", "actor", "controller"} and (learned["actor"], learned["controller"]) == (flow + one_step, 2)
@@ -300,8 +300,8 @@ def test_what_is_recorded(finished, tmp_path):
 def test_the_training_time_is_that_at_the_median_speed():
     """10 updates take 2 s; a pause of an hour does not count."""
     times = [0.0, 2.0, 4.0, 3604.0, 3606.0]
-    assert training_seconds([{"step": 10 * (i + 1), "time": time} for i, time in enumerate(times)]) == pytest.approx(50 / 5)
-    assert training_seconds([{"step": 10, "time": 3.0}]) == 0
+    assert seconds_at_median_speed([{"step": 10 * (i + 1), "time": time} for i, time in enumerate(times)]) == pytest.approx(50 / 5)
+    assert seconds_at_median_speed([{"step": 10, "time": 3.0}]) == 0
 
 
 # The command.

@@ -21,7 +21,7 @@ from tql.data import load
 from tql.portrait import numbers, probe_pairs, take
 from tql.run import Interrupted
 from tql.run_directory import RunError
-from tql.study import analyse, complete, is_complete, read_lines, record, training_seconds
+from tql.study import analyse, complete, is_complete, read_lines, record, seconds_without_pauses
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 
@@ -247,7 +247,7 @@ def test_the_record_of_a_run(tmp_path, whole, maze_file):
 
     ours, theirs = json.loads((whole / "config.json").read_text()), json.loads((out / "config.json").read_text())
     seconds = theirs.pop("training_seconds")
-    assert seconds == pytest.approx(training_seconds(read_lines(whole / "metrics.jsonl")), abs=0.051) and "time" not in text
+    assert seconds == pytest.approx(seconds_without_pauses(read_lines(whole / "metrics.jsonl")), abs=0.051) and "time" not in text
     assert theirs["dataset"] == {"file": maze_file.name, "sha256": ours["dataset"]["sha256"]}
     assert theirs | {"dataset": 0} == ours | {"dataset": 0}, "settings, versions, device, target"
     for name in ("metrics.jsonl", "analysis.jsonl"):
@@ -283,11 +283,11 @@ def lines_at(*times):
 
 
 def test_training_time_leaves_pauses_out():
-    assert training_seconds(lines_at(0, 1, 2, 3)) == pytest.approx(3)
-    assert training_seconds(lines_at(0, 1, 2, 1002, 1003, 1004)) == pytest.approx(4)
-    assert training_seconds(lines_at(0, 2, 4, 23, 25)) == pytest.approx(25), "slow is no pause"
-    assert training_seconds(lines_at(0, 2, 4, 25, 27)) == pytest.approx(6)
-    assert training_seconds([]) == training_seconds(lines_at(5)) == 0
+    assert seconds_without_pauses(lines_at(0, 1, 2, 3)) == pytest.approx(3)
+    assert seconds_without_pauses(lines_at(0, 1, 2, 1002, 1003, 1004)) == pytest.approx(4)
+    assert seconds_without_pauses(lines_at(0, 2, 4, 23, 25)) == pytest.approx(25), "slow is no pause"
+    assert seconds_without_pauses(lines_at(0, 2, 4, 25, 27)) == pytest.approx(6)
+    assert seconds_without_pauses([]) == seconds_without_pauses(lines_at(5)) == 0
 
 
 def test_lines_of_a_file_that_is_not_there(tmp_path):

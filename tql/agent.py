@@ -32,10 +32,11 @@ class AbstractAgent(eqx.Module):
     """Settings by name, each a function of the task; the first is the command line's default. The benchmark asks for `pocket` and
     `paper`."""
 
+    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    """What is evaluated in the environment, "policy" first; empty if there is nothing to act with."""
+
     n_s: eqx.AbstractVar[int]
     n_a: eqx.AbstractVar[int]
-    policies: eqx.AbstractVar[tuple[str, ...]]
-    """What is evaluated in the environment, "policy" first; empty if there is nothing to act with."""
     step: eqx.AbstractVar[Int[Array, ""]]
     """Gradient updates made so far."""
     key: eqx.AbstractVar[PRNGKeyArray]

@@ -305,7 +305,7 @@ def record(run: Path, out: Path) -> None:
     content = json.loads((run / "config.json").read_text())
     lines = read_lines(run / "metrics.jsonl")
     content["dataset"]["file"] = Path(content["dataset"]["file"]).name
-    content["training_seconds"] = round(training_seconds(lines), 1)
+    content["training_seconds"] = round(seconds_at_median_speed(lines), 1)
     content["parameters"] = parameters(trained_agent(run))
     thin = [line for number, line in enumerate(lines, start=1) if number % METRICS_EVERY == 0 or number == len(lines)]
     out.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ def parameters(agent: AbstractAgent) -> dict[str, int]:
     return {name: sum(x.size for x in jax.tree.leaves(network) if eqx.is_inexact_array(x)) for name, network in networks.items()}
 
 
-def training_seconds(lines: list[dict]) -> float:
+def seconds_at_median_speed(lines: list[dict]) -> float:
     """Of all updates, at the median speed between two lines of metrics."""
     speeds = [(b["step"] - a["step"]) / (b["time"] - a["time"]) for a, b in zip(lines, lines[1:])]
     return lines[-1]["step"] / median(speeds) if speeds else 0.0

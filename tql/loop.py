@@ -1,7 +1,6 @@
 r"""The agent's state, its three losses, one update (`update_with_noise`), and a chunk of updates in one compiled `scan`."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -26,7 +25,7 @@ from tql.entropy_controller import (
     default_target,
 )
 from tql.flow_actor import POLICIES, AbstractActor, DatasetActor, FlowActor, Noise, actor_loss, draw_noise
-from tql.optimise import adamw, copy, descend, polyak, schedule, start
+from tql.optimise import adamw, copy, descend, polyak, schedule, start, value_and_grad
 from tql.variants import make_critic
 
 AGGREGATE = {"mean": jnp.mean, "min": jnp.min}
@@ -36,8 +35,8 @@ AGGREGATE = {"mean": jnp.mean, "min": jnp.min}
 class Agent(AbstractAgent):
     """All that training changes, and the settings that it obeys. One PyTree: what is saved, donated and scanned over."""
 
-    Config: ClassVar[type[TrainingConfig]] = Config
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = PRESETS
+    Config = Config
+    presets = PRESETS
 
     critic: AbstractTransformerCritic
     target_critic: AbstractTransformerCritic
@@ -151,11 +150,11 @@ def update_with_noise(agent: Agent, batch: Batch, noise: Noise) -> tuple[Agent, 
     config = agent.config
     of_critic, of_temperature, of_actor = optimisers(config)
 
-    (_, (H, critic_metrics)), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
+    (_, (H, critic_metrics)), critic_grads = value_and_grad(critic_loss)(
         agent.critic, agent.target_critic, agent.actor, agent.controller, batch, noise, config.discount, AGGREGATE[config.aggregate]
     )
-    (_, temperature_metrics), controller_grads = eqx.filter_value_and_grad(temperature_loss, has_aux=True)(agent.controller, H)
-    (_, actor_metrics), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
+    (_, temperature_metrics), controller_grads = value_and_grad(temperature_loss)(agent.controller, H)
+    (_, actor_metrics), actor_grads = value_and_grad(actor_loss)(
         agent.actor, agent.critic, batch, noise, config.actor.alpha_bc, config.actor.normalise_q
     )
 

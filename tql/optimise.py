@@ -1,4 +1,6 @@
-r"""What every method does with a gradient: one step of its optimiser, the learning rate's schedule, the target's moving average."""
+r"""What every method does with a loss: gradient, one step of an optimiser, the learning rate's schedule, the target's moving average."""
+
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -26,6 +28,11 @@ def schedule(peak: float, config: ScheduledConfig) -> optax.Schedule:
 def adamw(peak: float, config: ScheduledConfig) -> optax.GradientTransformation:
     """AdamW under that schedule; only the matrices of `Linear` are decayed."""
     return optax.adamw(schedule(peak, config), weight_decay=config.weight_decay, mask=decayed)
+
+
+def value_and_grad(loss: Callable) -> Callable:
+    """`(value, also_returned), gradient` of a loss that returns a value and what to log. The gradient is of its first argument."""
+    return eqx.filter_value_and_grad(loss, has_aux=True)
 
 
 def start(optimiser: optax.GradientTransformation, model: PyTree) -> optax.OptState:

@@ -74,6 +74,19 @@ class LowerBound(AbstractReturnBound):
         return jnp.where(row.masks == 0, solved, r + discount * best_next)
 
 
+RETURN_BOUNDS: dict[str, AbstractReturnBound] = {"authors": AuthorsReturns(), "lower_bound": LowerBound()}
+"""By the names of `--mc-mode`."""
+
+
+def with_returns(data: Batch, bound: AbstractReturnBound, discount: float) -> ReturnsBatch:
+    """The dataset with its returns. Raises `ValueError` if all its rewards are the same: nothing could be mapped to [0, 1]."""
+    if np.ptp(np.asarray(data.rewards)) == 0:
+        raise ValueError(f"every reward of the dataset is {float(data.rewards[0]):g}; the Q-Transformer maps at least two to [0, 1].")
+    columns = {field: getattr(data, field) for field in Batch.__dataclass_fields__}
+    as_data = lambda x: jnp.asarray(x, data.rewards.dtype)
+    return ReturnsBatch(**columns, returns=as_data(bound.returns(data, discount)), terminals=as_data(~goes_on(data)))
+
+
 def in_float64(data: Batch) -> tuple[Float64[np.ndarray, " batch"], Float64[np.ndarray, " batch"], float, float]:
     r"""Rewards, masks, $r_{lo}$ and $\Delta$."""
     extremes = statistics(data)

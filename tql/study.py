@@ -192,7 +192,7 @@ def record(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads((run / "config.json").read_text())
     settings["dataset"]["file"] = Path(settings["dataset"]["file"]).name
-    settings["training_seconds"] = round(training_seconds(read_lines(run / "metrics.jsonl")), 1)
+    settings["training_seconds"] = round(seconds_without_pauses(read_lines(run / "metrics.jsonl")), 1)
     (out / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
     for name in RECORDED[1:4]:
         if rows := read_lines(run / name):
@@ -201,7 +201,7 @@ def record(run: Path, out: Path) -> None:
     shutil.copy(run / "portrait.npz", out)
 
 
-def training_seconds(lines: list[dict]) -> float:
+def seconds_without_pauses(lines: list[dict]) -> float:
     """Wall time of the updates between the first and the last line of metrics; pauses between a stop and a resume are left out."""
     between = np.diff([line["time"] for line in lines])
     return float(np.sum(between[between < 10 * np.median(between)])) if len(between) else 0.0

@@ -5,7 +5,6 @@ the same in every domain. Doubt: no file of the authors was found; the loss is I
 numbers were taken over from earlier papers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -53,9 +52,8 @@ def actor_loss(actor: MeanActor, batch: Batch) -> Float[Array, ""]:
 class BC(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = BCConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = BCConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     actor: MeanActor
     actor_state: optax.OptState

@@ -10,7 +10,6 @@ certain, and an earlier revision of Value Flows has 10 on cube-triple. One re-im
 the mean, as here.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,7 +26,7 @@ from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import Noise, draw_noise, euler, flow_matching
 from tql.mlp import MLP, MLPCritic
-from tql.optimise import copy, descend, polyak, start
+from tql.optimise import copy, descend, polyak, start, value_and_grad
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,8 @@ def flow_loss(
 class FBRAC(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = FBRACConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = FBRACConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     critic: MLPCritic
     target_critic: MLPCritic
@@ -124,21 +122,17 @@ class FBRAC(AbstractAgent):
     def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["FBRAC", Metrics]:
         c, adam = self.config, optax.adam(self.config.lr)
         noise = batch_noise(lambda k: draw_noise(self.n_a, key=k), key, batch)
-        (of_critic, q), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
+        (of_critic, q), critic_grads = value_and_grad(critic_loss)(
             self.critic, self.target_critic, self.flow, batch, noise, c.discount, c.flow_steps
         )
-        (_, flow_metrics), flow_grads = eqx.filter_value_and_grad(flow_loss, has_aux=True)(
-            self.flow, self.critic, batch, noise, c.alpha_bc, c.flow_steps
-        )
+        (_, flow_metrics), flow_grads = value_and_grad(flow_loss)(self.flow, self.critic, batch, noise, c.alpha_bc, c.flow_steps)
+
         critic, critic_state = descend(adam, self.critic, critic_grads, self.critic_state)
         flow, flow_state = descend(adam, self.flow, flow_grads, self.flow_state)
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
-        agent = replace(
-            self,
-            **{"critic": critic, "target_critic": target_critic, "flow": flow, "step": self.step + 1},
-            **{"critic_state": critic_state, "flow_state": flow_state},
-        )
+        networks = dict(critic=critic, target_critic=target_critic, flow=flow)
+        agent = replace(self, **networks, critic_state=critic_state, flow_state=flow_state, step=self.step + 1)
         return agent, {"td_loss": of_critic, "q_mean": q} | flow_metrics
 
     def policy(self, name: str) -> Act:

@@ -8,7 +8,6 @@ returns are encoded as nearer ones (`value_flow.encode`); the code divides 0 by 
 own README has two hidden layers on cubes and coverage .25 on puzzle-4x4.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,8 +24,8 @@ from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import POLICIES, FlowActor, actor_loss, draw_noise
 from tql.mlp import MLPCritic
-from tql.optimise import copy, descend, polyak, start
-from tql.value_flow import EDGES, ValueFlow, edges, encode, integrate
+from tql.optimise import copy, descend, polyak, start, value_and_grad
+from tql.value_flow import EDGES, FloqNoise, ValueFlow, draw_copies, edges, encode, integrate
 
 
 @dataclass(frozen=True)
@@ -66,23 +65,6 @@ def pocket(task: str) -> FloqConfig:
     return replace(paper(task), **POCKET, **widths, lr=1e-3, flow_steps=5, critic_flow_steps=4, copies=4, alpha_bc=10.0)
 
 
-class FloqNoise(eqx.Module):
-    """What is random in one copy of a transition: the next action's noise, the start values z' of the target and z, and the time."""
-
-    next_action: Float[Array, "*batch n_a"]
-    z_next: Float[Array, "*batch"]
-    z: Float[Array, "*batch"]
-    t: Float[Array, "*batch"]
-
-
-def draw_copies(copies: int, n_a: int, data: DataStatistics, discount: float, coverage: float, *, key: PRNGKeyArray) -> FloqNoise:
-    r"""Noise for the copies of one transition; $z, z' \sim U(l, u)$ with $l = c\,r_{lo}/(1-\gamma)$ and $u = c\,r_{hi}/(1-\gamma)$."""
-    k_action, k_next, k_z, k_t = jr.split(key, 4)
-    l, u = coverage * data.reward_low / (1 - discount), coverage * data.reward_high / (1 - discount)
-    uniform = lambda k: l + (u - l) * jr.uniform(k, (copies,))
-    return FloqNoise(jr.normal(k_action, (copies, n_a)), uniform(k_next), uniform(k_z), jr.uniform(k_t, (copies,)))
-
-
 def flow_target(
     target_psi: ValueFlow, actor: FlowActor, row: Batch, noise: FloqNoise, b: Float[Array, " edges"], discount: float, K: int
 ) -> Float[Array, ""]:
@@ -98,14 +80,8 @@ def flow_target(
 
 
 def velocity_loss(
-    psi: ValueFlow,
-    target_psi: ValueFlow,
-    actor: FlowActor,
-    batch: Batch,
-    noise: FloqNoise,
-    b: Float[Array, " edges"],
-    discount: float,
-    K: int,
+    psi: ValueFlow, target_psi: ValueFlow, actor: FlowActor, batch: Batch, noise: FloqNoise, b: Float[Array, " edges"],
+    discount: float, K: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""With $x_j = (1 - t_j)\,z_j + t_j\,y$: $\langle \sum_j (\psi_k(s, a, x_j, t_j) - (y - z_j))^2 \rangle$, a sum over copies.
 
@@ -145,9 +121,8 @@ def distillation_loss(
 class Floq(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = FloqConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = FloqConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     psi: ValueFlow
     target_psi: ValueFlow
@@ -180,21 +155,17 @@ class Floq(AbstractAgent):
         draw = lambda k: draw_copies(c.copies, self.n_a, self.statistics, c.discount, c.coverage, key=k)
         noise, actor_noise = batch_noise(draw, k_copies, batch), batch_noise(lambda k: draw_noise(self.n_a, key=k), k_actor, batch)
         b = edges(self.statistics, c.discount)
-        with_aux = lambda loss: eqx.filter_value_and_grad(loss, has_aux=True)
-        (of_psi, y), psi_grads = with_aux(velocity_loss)(self.psi, self.target_psi, self.actor, batch, noise, b, c.discount, K)
-        (of_critic, q), critic_grads = with_aux(distillation_loss)(self.critic, self.psi, batch, noise, b, K)
-        (_, actor_metrics), actor_grads = with_aux(actor_loss)(self.actor, self.critic, batch, actor_noise, c.alpha_bc)
+        (of_psi, y), psi_grads = value_and_grad(velocity_loss)(self.psi, self.target_psi, self.actor, batch, noise, b, c.discount, K)
+        (of_critic, q), critic_grads = value_and_grad(distillation_loss)(self.critic, self.psi, batch, noise, b, K)
+        (_, actor_metrics), actor_grads = value_and_grad(actor_loss)(self.actor, self.critic, batch, actor_noise, c.alpha_bc)
 
         psi, psi_state = descend(adam, self.psi, psi_grads, self.psi_state)
         critic, critic_state = descend(adam, self.critic, critic_grads, self.critic_state)
         actor, actor_state = descend(adam, self.actor, actor_grads, self.actor_state)
         target_psi = polyak(self.psi, self.target_psi, c.tau)
 
-        agent = replace(
-            self,
-            **{"psi": psi, "target_psi": target_psi, "critic": critic, "actor": actor, "step": self.step + 1},
-            **{"psi_state": psi_state, "critic_state": critic_state, "actor_state": actor_state},
-        )
+        networks = dict(psi=psi, target_psi=target_psi, critic=critic, actor=actor)
+        agent = replace(self, **networks, psi_state=psi_state, critic_state=critic_state, actor_state=actor_state, step=self.step + 1)
         return agent, {"velocity_loss": of_psi, "critic_loss": of_critic, "target_mean": y, "q_mean": q} | actor_metrics
 
     def policy(self, name: str) -> Act:

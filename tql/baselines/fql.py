@@ -9,7 +9,6 @@ every step. Settings: from FQL's code. Doubts: cube-triple's discount is .99 in 
 is .99), and the scaling curve of the paper may be of a variant with quantile critics.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,7 +24,7 @@ from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import POLICIES, FlowActor, Noise, actor_loss, draw_noise
 from tql.mlp import MLPCritic
-from tql.optimise import copy, descend, polyak, start
+from tql.optimise import copy, descend, polyak, start, value_and_grad
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,8 @@ def critic_loss(
 class FQL(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = FQLConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = FQLConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     critic: MLPCritic
     target_critic: MLPCritic
@@ -104,21 +102,15 @@ class FQL(AbstractAgent):
     def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["FQL", Metrics]:
         c, adam = self.config, optax.adam(self.config.lr)
         noise = batch_noise(lambda k: draw_noise(self.n_a, key=k), key, batch)
-        (of_critic, q), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
-            self.critic, self.target_critic, self.actor, batch, noise, c.discount
-        )
-        (_, actor_metrics), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
-            self.actor, self.critic, batch, noise, c.alpha_bc
-        )
+        (of_critic, q), critic_grads = value_and_grad(critic_loss)(self.critic, self.target_critic, self.actor, batch, noise, c.discount)
+        (_, actor_metrics), actor_grads = value_and_grad(actor_loss)(self.actor, self.critic, batch, noise, c.alpha_bc)
+
         critic, critic_state = descend(adam, self.critic, critic_grads, self.critic_state)
         actor, actor_state = descend(adam, self.actor, actor_grads, self.actor_state)
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
-        agent = replace(
-            self,
-            **{"critic": critic, "target_critic": target_critic, "actor": actor, "step": self.step + 1},
-            **{"critic_state": critic_state, "actor_state": actor_state},
-        )
+        networks = dict(critic=critic, target_critic=target_critic, actor=actor)
+        agent = replace(self, **networks, critic_state=critic_state, actor_state=actor_state, step=self.step + 1)
         return agent, {"td_loss": of_critic, "q_mean": q} | actor_metrics
 
     def policy(self, name: str) -> Act:

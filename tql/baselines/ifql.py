@@ -5,7 +5,6 @@ acts by drawing N actions from the flow and taking the one with the largest $\mi
 (cube-triple from the code of Value Flows, other domains as remembered from the FQL paper).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,7 +22,7 @@ from tql.data import Batch, DataStatistics
 from tql.flow_actor import Noise, draw_noise, euler, flow_matching
 from tql.implicit_value import check_expectile, q_loss, value_loss
 from tql.mlp import MLP, MLPCritic
-from tql.optimise import copy, descend, polyak, start
+from tql.optimise import copy, descend, polyak, start, value_and_grad
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,8 @@ def best_of(
 class IFQL(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = IFQLConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = IFQLConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     value: MLP
     critic: MLPCritic
@@ -105,9 +103,8 @@ class IFQL(AbstractAgent):
     def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["IFQL", Metrics]:
         c, adam = self.config, optax.adam(self.config.lr)
         noise = batch_noise(lambda k: draw_noise(self.n_a, key=k), key, batch)
-        with_aux = lambda loss: eqx.filter_value_and_grad(loss, has_aux=True)
-        (of_value, v), value_grads = with_aux(value_loss)(self.value, self.target_critic, batch, c.kappa)
-        (of_q, q), critic_grads = with_aux(q_loss)(self.critic, self.value, batch, c.discount)
+        (of_value, v), value_grads = value_and_grad(value_loss)(self.value, self.target_critic, batch, c.kappa)
+        (of_q, q), critic_grads = value_and_grad(q_loss)(self.critic, self.value, batch, c.discount)
         of_flow, flow_grads = eqx.filter_value_and_grad(flow_loss)(self.flow, batch, noise)
 
         value, value_state = descend(adam, self.value, value_grads, self.value_state)
@@ -115,11 +112,9 @@ class IFQL(AbstractAgent):
         flow, flow_state = descend(adam, self.flow, flow_grads, self.flow_state)
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
-        agent = replace(
-            self,
-            **{"value": value, "critic": critic, "target_critic": target_critic, "flow": flow, "step": self.step + 1},
-            **{"value_state": value_state, "critic_state": critic_state, "flow_state": flow_state},
-        )
+        networks = dict(value=value, critic=critic, target_critic=target_critic, flow=flow)
+        states = dict(value_state=value_state, critic_state=critic_state, flow_state=flow_state)
+        agent = replace(self, **networks, **states, step=self.step + 1)
         return agent, {"value_loss": of_value, "td_loss": of_q, "flow_loss": of_flow, "v_mean": v, "q_mean": q}
 
     def policy(self, name: str) -> Act:

@@ -6,7 +6,6 @@ $\mathrm{clip}(\mu(s))$. Settings: alpha of cube-triple from the code of Value F
 paper, so not certain. Not used: the other extraction in the reference (DDPG + BC).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,7 +22,7 @@ from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
 from tql.implicit_value import check_expectile, q_loss, value_loss
 from tql.mlp import MLP, MeanActor, MLPCritic, log_probability, mean_action
-from tql.optimise import copy, descend, polyak, start
+from tql.optimise import copy, descend, polyak, start, value_and_grad
 
 LARGEST_WEIGHT = 100.0
 
@@ -83,9 +82,8 @@ def actor_loss(
 class IQL(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = IQLConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = IQLConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     value: MLP
     critic: MLPCritic
@@ -112,21 +110,18 @@ class IQL(AbstractAgent):
 
     def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["IQL", Metrics]:
         c, adam = self.config, optax.adam(self.config.lr)
-        with_aux = lambda loss: eqx.filter_value_and_grad(loss, has_aux=True)
-        (of_value, v), value_grads = with_aux(value_loss)(self.value, self.target_critic, batch, c.kappa)
-        (of_q, q), critic_grads = with_aux(q_loss)(self.critic, self.value, batch, c.discount)
-        (of_actor, w), actor_grads = with_aux(actor_loss)(self.actor, self.critic, self.value, batch, c.alpha)
+        (of_value, v), value_grads = value_and_grad(value_loss)(self.value, self.target_critic, batch, c.kappa)
+        (of_q, q), critic_grads = value_and_grad(q_loss)(self.critic, self.value, batch, c.discount)
+        (of_actor, w), actor_grads = value_and_grad(actor_loss)(self.actor, self.critic, self.value, batch, c.alpha)
 
         value, value_state = descend(adam, self.value, value_grads, self.value_state)
         critic, critic_state = descend(adam, self.critic, critic_grads, self.critic_state)
         actor, actor_state = descend(adam, self.actor, actor_grads, self.actor_state)
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
-        agent = replace(
-            self,
-            **{"value": value, "critic": critic, "target_critic": target_critic, "actor": actor, "step": self.step + 1},
-            **{"value_state": value_state, "critic_state": critic_state, "actor_state": actor_state},
-        )
+        networks = dict(value=value, critic=critic, target_critic=target_critic, actor=actor)
+        states = dict(value_state=value_state, critic_state=critic_state, actor_state=actor_state)
+        agent = replace(self, **networks, **states, step=self.step + 1)
         return agent, {"value_loss": of_value, "td_loss": of_q, "actor_loss": of_actor, "v_mean": v, "q_mean": q, "weight": w}
 
     def policy(self, name: str) -> Act:

@@ -9,7 +9,6 @@ version, is left out; position vectors are not decayed.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,10 +19,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tql.agent import AbstractAgent, Act, Metrics, batch_noise, seed_keys
-from tql.config import POCKET, ScheduledConfig, Task, TrainingConfig
+from tql.config import POCKET, ScheduledConfig, Task
 from tql.data import Batch, DataStatistics
 from tql.flow_actor import POLICIES, FlowActor, Noise, actor_loss, draw_noise
-from tql.optimise import adamw, copy, descend, polyak, start
+from tql.optimise import adamw, copy, descend, polyak, start, value_and_grad
 from tql.perceiver import PerceiverCritic, heads_of
 
 
@@ -66,10 +65,8 @@ class PACConfig(ScheduledConfig):
 def paper(task: str) -> PACConfig:
     """The paper's settings."""
     domain = Task.parse(task).domain
-    v_min = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0, "cube-quadruple": -400.0}.get(
-        domain, -300.0
-    )
-    return PACConfig(task=task, v_min=v_min, alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
+    v_min = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0, "cube-quadruple": -400.0}
+    return PACConfig(task=task, v_min=v_min.get(domain, -300.0), alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
 
 
 def smallest_return(task: str, discount: float) -> float:
@@ -87,11 +84,8 @@ def paper_whole_range(task: str) -> PACConfig:
 
 def pocket(task: str) -> PACConfig:
     """For 2 cores, with a support that holds every return at that discount."""
-    v_min = smallest_return(task, POCKET["discount"])
-    rates = dict(critic_lr=1e-3, actor_lr=1e-3, warmup=300)
-    return replace(
-        paper(task), **POCKET, **rates, d_model=32, latents=8, v_min=v_min, hidden=(256, 256, 256), flow_steps=5, alpha_bc=10.0
-    )
+    rates = dict(critic_lr=1e-3, actor_lr=1e-3, warmup=300, alpha_bc=10.0, v_min=smallest_return(task, POCKET["discount"]))
+    return replace(paper(task), **POCKET, **rates, d_model=32, latents=8, hidden=(256, 256, 256), flow_steps=5)
 
 
 def project(
@@ -131,13 +125,8 @@ def critic_loss(
 class PAC(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = PACConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {
-        "pocket": pocket,
-        "paper": paper,
-        "paper-whole-range": paper_whole_range,
-    }
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = PACConfig
+    presets = {"pocket": pocket, "paper": paper, "paper-whole-range": paper_whole_range}
 
     critic: PerceiverCritic
     target_critic: PerceiverCritic
@@ -153,9 +142,8 @@ class PAC(AbstractAgent):
     @classmethod
     def initialise(cls, n_s: int, n_a: int, config: PACConfig, statistics: DataStatistics) -> "PAC":
         keys, c = seed_keys(config.seed), config
-        critic = PerceiverCritic(
-            n_s, n_a, d_model=c.d_model, latents=c.latents, latent_blocks=c.latent_blocks, v_min=c.v_min, key=keys.critic
-        )
+        sizes = dict(d_model=c.d_model, latents=c.latents, latent_blocks=c.latent_blocks, v_min=c.v_min)
+        critic = PerceiverCritic(n_s, n_a, **sizes, key=keys.critic)
         actor = FlowActor(n_s, n_a, hidden=c.hidden, flow_steps=c.flow_steps, key=keys.actor)
         states = start(adamw(c.critic_lr, c), critic), start(adamw(c.actor_lr, c), actor)
         return cls(critic, copy(critic), actor, *states, jnp.zeros((), int), keys.training, n_s, n_a, config)
@@ -163,21 +151,15 @@ class PAC(AbstractAgent):
     def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["PAC", Metrics]:
         c = self.config
         noise = batch_noise(lambda k: draw_noise(self.n_a, key=k), key, batch)
-        (of_critic, q), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
-            self.critic, self.target_critic, self.actor, batch, noise, c.discount
-        )
-        (_, actor_metrics), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
-            self.actor, self.critic, batch, noise, c.alpha_bc
-        )
+        (of_critic, q), critic_grads = value_and_grad(critic_loss)(self.critic, self.target_critic, self.actor, batch, noise, c.discount)
+        (_, actor_metrics), actor_grads = value_and_grad(actor_loss)(self.actor, self.critic, batch, noise, c.alpha_bc)
+
         critic, critic_state = descend(adamw(c.critic_lr, c), self.critic, critic_grads, self.critic_state)
         actor, actor_state = descend(adamw(c.actor_lr, c), self.actor, actor_grads, self.actor_state)
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
-        agent = replace(
-            self,
-            **{"critic": critic, "target_critic": target_critic, "actor": actor, "step": self.step + 1},
-            **{"critic_state": critic_state, "actor_state": actor_state},
-        )
+        networks = dict(critic=critic, target_critic=target_critic, actor=actor)
+        agent = replace(self, **networks, critic_state=critic_state, actor_state=actor_state, step=self.step + 1)
         return agent, {"cross_entropy_loss": of_critic, "q_mean": q} | actor_metrics
 
     def policy(self, name: str) -> Act:

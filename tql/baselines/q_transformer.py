@@ -10,27 +10,24 @@ TD part. It is a plausible reason for the published average of 2 %. `mc_mode="au
 `mc_mode="lower_bound"` a correct bound (`return_bound.py` has both).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tql.agent import AbstractAgent, Act, Metrics, seed_keys
 from tql.autoregressive_q import AutoregressiveQ, BinnedActions, greedy
-from tql.config import POCKET, ScheduledConfig, TrainingConfig
-from tql.data import Batch, DataStatistics, goes_on
-from tql.optimise import adamw, copy, descend, polyak, start
-from tql.return_bound import AbstractReturnBound, AuthorsReturns, LowerBound, ReturnsBatch
+from tql.config import POCKET, ScheduledConfig
+from tql.data import Batch, DataStatistics
+from tql.optimise import adamw, copy, descend, polyak, start, value_and_grad
+from tql.return_bound import RETURN_BOUNDS, AbstractReturnBound, ReturnsBatch, with_returns
 
 CONSERVATIVE_WEIGHT = 0.5
 LARGEST_GRADIENT = 1.0
-RETURN_BOUNDS: dict[str, AbstractReturnBound] = {"authors": AuthorsReturns(), "lower_bound": LowerBound()}
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,8 @@ def loss(
 class QTransformer(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = QTransformerConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = QTransformerConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     net: AutoregressiveQ
     target_net: AutoregressiveQ
@@ -143,20 +139,13 @@ class QTransformer(AbstractAgent):
 
     @staticmethod
     def prepare(data: Batch, config: QTransformerConfig) -> ReturnsBatch:
-        """Adds the returns. Raises `ValueError` for a dataset of one single reward: nothing could be mapped to [0, 1]."""
-        if np.ptp(np.asarray(data.rewards)) == 0:
-            raise ValueError(f"every reward of the dataset is {float(data.rewards[0]):g}; the Q-Transformer maps at least two to [0, 1].")
-        G = RETURN_BOUNDS[config.mc_mode].returns(data, config.discount)
-        columns = {field: getattr(data, field) for field in Batch.__dataclass_fields__}
-        as_data = lambda x: jnp.asarray(x, data.rewards.dtype)
-        return ReturnsBatch(**columns, returns=as_data(G), terminals=as_data(~goes_on(data)))
+        return with_returns(data, RETURN_BOUNDS[config.mc_mode], config.discount)
 
     def update(self, batch: ReturnsBatch, key: PRNGKeyArray) -> tuple["QTransformer", Metrics]:
         c = self.config
         actions = BinnedActions(self.statistics, c.bins)
-        (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
-            self.net, self.target_net, actions, batch, self.statistics, c.discount, RETURN_BOUNDS[c.mc_mode]
-        )
+        bound = RETURN_BOUNDS[c.mc_mode]
+        (_, metrics), grads = value_and_grad(loss)(self.net, self.target_net, actions, batch, self.statistics, c.discount, bound)
         net, net_state = descend(optimiser(c), self.net, grads, self.net_state)
         # Unlike the other methods, the reference averages the network after its update here.
         target_net = polyak(net, self.target_net, c.tau)

@@ -7,7 +7,6 @@ not certain. One departure: the next action of an episode's last row is the epis
 first.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,7 +22,7 @@ from tql.config import POCKET, Task, TrainingConfig
 from tql.critic import AbstractCritic
 from tql.data import Batch, DataStatistics
 from tql.mlp import MeanActor, MLPCritic
-from tql.optimise import copy, descend, polyak, start
+from tql.optimise import copy, descend, polyak, start, value_and_grad
 
 NOISE_SCALE, NOISE_CLIP = 0.2, 0.5
 ACTOR_EVERY = 2
@@ -49,14 +48,8 @@ class ReBRACConfig(TrainingConfig):
 def paper(task: str) -> ReBRACConfig:
     """The paper's settings."""
     domain = Task.parse(task).domain
-    alpha_actor, alpha_critic = {
-        "cube-single": (1.0, 0.0),
-        "cube-double": (0.1, 0.0),
-        "scene": (0.1, 0.01),
-        "puzzle-3x3": (0.3, 0.01),
-        "puzzle-4x4": (0.3, 0.01),
-        "cube-triple": (0.03, 0.0),
-    }.get(domain, (0.1, 0.0))
+    alpha_actor = {"cube-single": 1.0, "puzzle-3x3": 0.3, "puzzle-4x4": 0.3, "cube-triple": 0.03}.get(domain, 0.1)
+    alpha_critic = {"scene": 0.01, "puzzle-3x3": 0.01, "puzzle-4x4": 0.01}.get(domain, 0.0)
     discount = 0.995 if domain == "cube-triple" else 0.99
     return ReBRACConfig(task=task, alpha_actor=alpha_actor, alpha_critic=alpha_critic, discount=discount)
 
@@ -72,13 +65,8 @@ def pi(actor: MeanActor, s: Float[Array, " {actor.n_s}"]) -> Float[Array, " {act
 
 
 def critic_loss(
-    critic: AbstractCritic,
-    target_critic: AbstractCritic,
-    target_actor: MeanActor,
-    batch: Batch,
-    noise: Float[Array, "batch n_a"],
-    discount: float,
-    alpha_critic: float,
+    critic: AbstractCritic, target_critic: AbstractCritic, target_actor: MeanActor, batch: Batch, noise: Float[Array, "batch n_a"],
+    discount: float, alpha_critic: float,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""With $\tilde a' = \mathrm{clip}(\bar\pi(s') + \mathrm{clip}(0.2\,\epsilon, \pm 0.5))$ and the dataset's next action $a^+$:
 
@@ -120,9 +108,8 @@ def actor_loss(
 class ReBRAC(AbstractAgent):
     """The state of its training."""
 
-    Config: ClassVar[type[TrainingConfig]] = ReBRACConfig
-    presets: ClassVar[dict[str, Callable[[str], TrainingConfig]]] = {"pocket": pocket, "paper": paper}
-    policies: ClassVar[tuple[str, ...]] = ("policy",)
+    Config = ReBRACConfig
+    presets = {"pocket": pocket, "paper": paper}
 
     critic: MLPCritic
     target_critic: MLPCritic
@@ -147,12 +134,10 @@ class ReBRAC(AbstractAgent):
     def update(self, batch: Batch, key: PRNGKeyArray) -> tuple["ReBRAC", Metrics]:
         c, adam = self.config, optax.adam(self.config.lr)
         noise = batch_noise(lambda k: jr.normal(k, (self.n_a,)), key, batch)
-        (of_critic, q), critic_grads = eqx.filter_value_and_grad(critic_loss, has_aux=True)(
+        (of_critic, q), critic_grads = value_and_grad(critic_loss)(
             self.critic, self.target_critic, self.target_actor, batch, noise, c.discount, c.alpha_critic
         )
-        (of_actor, (actor_q, tie)), actor_grads = eqx.filter_value_and_grad(actor_loss, has_aux=True)(
-            self.actor, self.critic, batch, c.alpha_actor
-        )
+        (of_actor, (actor_q, tie)), actor_grads = value_and_grad(actor_loss)(self.actor, self.critic, batch, c.alpha_actor)
         step = self.step + 1
         now = jnp.where(step % ACTOR_EVERY == 0, 1.0, 0.0)
 
@@ -161,19 +146,14 @@ class ReBRAC(AbstractAgent):
         target_critic = polyak(self.critic, self.target_critic, now * c.tau)
         target_actor = polyak(self.actor, self.target_actor, now * c.tau)
 
-        agent = replace(
-            self,
-            **{"critic": critic, "target_critic": target_critic, "actor": actor, "target_actor": target_actor, "step": step},
-            **{"critic_state": critic_state, "actor_state": actor_state},
-        )
+        networks = dict(critic=critic, target_critic=target_critic, actor=actor, target_actor=target_actor)
+        agent = replace(self, **networks, critic_state=critic_state, actor_state=actor_state, step=step)
         return agent, {"td_loss": of_critic, "tie_loss": tie, "actor_objective": of_actor, "q_mean": q, "actor_q": actor_q}
 
     def policy(self, name: str) -> Act:
         return eqx.Partial(deterministic_action, self.actor)
 
 
-def deterministic_action(
-    actor: MeanActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray
-) -> Float[Array, " {actor.n_a}"]:
+def deterministic_action(actor: MeanActor, s: Float[Array, " {actor.n_s}"], key: PRNGKeyArray) -> Float[Array, " {actor.n_a}"]:
     """The actor's action without exploration; it needs no randomness."""
     return pi(actor, s)
