@@ -31,7 +31,9 @@ def adamw(peak: float, config: ScheduledConfig) -> optax.GradientTransformation:
 
 
 def value_and_grad(loss: Callable) -> Callable:
-    """`(value, also_returned), gradient` of a loss that returns a value and what to log. The gradient is of its first argument."""
+    """`(value, extra), gradient` of a loss that returns a value and something beside it, such as what to log. The gradient is with
+    respect to the first argument. A loss that returns its value alone takes `eqx.filter_value_and_grad`.
+    """
     return eqx.filter_value_and_grad(loss, has_aux=True)
 
 

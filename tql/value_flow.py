@@ -1,4 +1,6 @@
-r"""A value as the end point of a learned flow in one dimension (floq), so that compute can be spent by integrating longer."""
+r"""A value as the end point of a learned flow in one dimension (floq), so that compute can be spent by integrating longer; and the noise
+of its training.
+"""
 
 import equinox as eqx
 import jax
@@ -12,23 +14,6 @@ from tql.mlp import MLP
 EDGES, SIGMA_IN_BINS, MARGIN = 51, 16.0, 0.01
 REACH = 4.0
 """Points further than so many sigma beyond the edges are encoded as the point there; in float32 $c_{50} - c_0$ would soon be 0."""
-
-
-class FloqNoise(eqx.Module):
-    """What is random in one copy of a transition: the next action's noise, the start values z' of the target and z, and the time."""
-
-    next_action: Float[Array, "*batch n_a"]
-    z_next: Float[Array, "*batch"]
-    z: Float[Array, "*batch"]
-    t: Float[Array, "*batch"]
-
-
-def draw_copies(copies: int, n_a: int, data: DataStatistics, discount: float, coverage: float, *, key: PRNGKeyArray) -> FloqNoise:
-    r"""Noise for the copies of one transition; $z, z' \sim U(l, u)$ with $l = c\,r_{lo}/(1-\gamma)$ and $u = c\,r_{hi}/(1-\gamma)$."""
-    k_action, k_next, k_z, k_t = jr.split(key, 4)
-    l, u = coverage * data.reward_low / (1 - discount), coverage * data.reward_high / (1 - discount)
-    uniform = lambda k: l + (u - l) * jr.uniform(k, (copies,))
-    return FloqNoise(jr.normal(k_action, (copies, n_a)), uniform(k_next), uniform(k_z), jr.uniform(k_t, (copies,)))
 
 
 class ValueFlow(eqx.Module):
@@ -77,3 +62,20 @@ def integrate(
 
     z, _ = jax.lax.scan(step, jnp.broadcast_to(z, (psi.ensemble,)), jnp.arange(K) / K)
     return z
+
+
+class FloqNoise(eqx.Module):
+    """What is random in one copy of a transition: the next action's noise, the start values z' of the target and z, and the time."""
+
+    next_action: Float[Array, "*batch n_a"]
+    z_next: Float[Array, "*batch"]
+    z: Float[Array, "*batch"]
+    t: Float[Array, "*batch"]
+
+
+def draw_copies(copies: int, n_a: int, data: DataStatistics, discount: float, coverage: float, *, key: PRNGKeyArray) -> FloqNoise:
+    r"""Noise for the copies of one transition; $z, z' \sim U(l, u)$ with $l = c\,r_{lo}/(1-\gamma)$ and $u = c\,r_{hi}/(1-\gamma)$."""
+    k_action, k_next, k_z, k_t = jr.split(key, 4)
+    l, u = coverage * data.reward_low / (1 - discount), coverage * data.reward_high / (1 - discount)
+    uniform = lambda k: l + (u - l) * jr.uniform(k, (copies,))
+    return FloqNoise(jr.normal(k_action, (copies, n_a)), uniform(k_next), uniform(k_z), jr.uniform(k_t, (copies,)))

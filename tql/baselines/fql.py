@@ -47,7 +47,8 @@ class FQLConfig(TrainingConfig):
 
 def paper(task: str) -> FQLConfig:
     """The paper's settings."""
-    return FQLConfig(task=task, alpha_bc=1000.0 if Task.parse(task).domain.startswith("puzzle") else 300.0)
+    domain = Task.parse(task).domain
+    return FQLConfig(task=task, alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
 
 
 def pocket(task: str) -> FQLConfig:

@@ -113,8 +113,7 @@ class IFQL(AbstractAgent):
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
         networks = dict(value=value, critic=critic, target_critic=target_critic, flow=flow)
-        states = dict(value_state=value_state, critic_state=critic_state, flow_state=flow_state)
-        agent = replace(self, **networks, **states, step=self.step + 1)
+        agent = replace(self, **networks, value_state=value_state, critic_state=critic_state, flow_state=flow_state, step=self.step + 1)
         return agent, {"value_loss": of_value, "td_loss": of_q, "flow_loss": of_flow, "v_mean": v, "q_mean": q}
 
     def policy(self, name: str) -> Act:

@@ -120,8 +120,7 @@ class IQL(AbstractAgent):
         target_critic = polyak(self.critic, self.target_critic, c.tau)
 
         networks = dict(value=value, critic=critic, target_critic=target_critic, actor=actor)
-        states = dict(value_state=value_state, critic_state=critic_state, actor_state=actor_state)
-        agent = replace(self, **networks, **states, step=self.step + 1)
+        agent = replace(self, **networks, value_state=value_state, critic_state=critic_state, actor_state=actor_state, step=self.step + 1)
         return agent, {"value_loss": of_value, "td_loss": of_q, "actor_loss": of_actor, "v_mean": v, "q_mean": q, "weight": w}
 
     def policy(self, name: str) -> Act:

@@ -65,8 +65,8 @@ class PACConfig(ScheduledConfig):
 def paper(task: str) -> PACConfig:
     """The paper's settings."""
     domain = Task.parse(task).domain
-    v_min = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0, "cube-quadruple": -400.0}
-    return PACConfig(task=task, v_min=v_min.get(domain, -300.0), alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
+    lowest = {"cube-single": -100.0, "cube-double": -200.0, "scene": -400.0, "puzzle-4x4": -900.0, "cube-quadruple": -400.0}
+    return PACConfig(task=task, v_min=lowest.get(domain, -300.0), alpha_bc=1000.0 if domain.startswith("puzzle") else 300.0)
 
 
 def smallest_return(task: str, discount: float) -> float:
@@ -84,8 +84,10 @@ def paper_whole_range(task: str) -> PACConfig:
 
 def pocket(task: str) -> PACConfig:
     """For 2 cores, with a support that holds every return at that discount."""
-    rates = dict(critic_lr=1e-3, actor_lr=1e-3, warmup=300, alpha_bc=10.0, v_min=smallest_return(task, POCKET["discount"]))
-    return replace(paper(task), **POCKET, **rates, d_model=32, latents=8, hidden=(256, 256, 256), flow_steps=5)
+    v_min = smallest_return(task, POCKET["discount"])
+    rates = dict(critic_lr=1e-3, actor_lr=1e-3, warmup=300)
+    sizes = dict(d_model=32, latents=8, hidden=(256, 256, 256), flow_steps=5)
+    return replace(paper(task), **POCKET, **rates, **sizes, alpha_bc=10.0, v_min=v_min)
 
 
 def project(
@@ -142,8 +144,8 @@ class PAC(AbstractAgent):
     @classmethod
     def initialise(cls, n_s: int, n_a: int, config: PACConfig, statistics: DataStatistics) -> "PAC":
         keys, c = seed_keys(config.seed), config
-        sizes = dict(d_model=c.d_model, latents=c.latents, latent_blocks=c.latent_blocks, v_min=c.v_min)
-        critic = PerceiverCritic(n_s, n_a, **sizes, key=keys.critic)
+        sizes = dict(d_model=c.d_model, latents=c.latents, latent_blocks=c.latent_blocks)
+        critic = PerceiverCritic(n_s, n_a, **sizes, v_min=c.v_min, key=keys.critic)
         actor = FlowActor(n_s, n_a, hidden=c.hidden, flow_steps=c.flow_steps, key=keys.actor)
         states = start(adamw(c.critic_lr, c), critic), start(adamw(c.actor_lr, c), actor)
         return cls(critic, copy(critic), actor, *states, jnp.zeros((), int), keys.training, n_s, n_a, config)

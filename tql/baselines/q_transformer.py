@@ -70,18 +70,14 @@ def pocket(task: str) -> QTransformerConfig:
 
 
 def target(
-    target_net: AutoregressiveQ,
-    row: ReturnsBatch,
-    k: Int[Array, " {target_net.n_a}"],
-    data: DataStatistics,
-    discount: float,
+    target_net: AutoregressiveQ, row: ReturnsBatch, k: Int[Array, " {target_net.n_a}"], data: DataStatistics, discount: float,
     bound: AbstractReturnBound,
 ) -> Float[Array, " {target_net.n_a}"]:
     r"""What each dimension regresses to, $\mathrm{clip}(\max(y_d, \tilde G), 0, 1)$; k are the bins of the data.
 
     $$y_d = \max_n \bar Q_{d+1}(s, k_1, \dots, k_d, n), \qquad y_A\ \text{from}\ \max_n \bar Q_A(s', g_1, \dots, g_{A-1}, n)$$
 
-    with g greedy at s'; how, says the bound.
+    with g the greedy bins at s'; how $y_A$ follows is the bound's (`last`).
     """
     within = jnp.max(target_net(row.observations, k), axis=1)[1:]
     _, best_next = greedy(target_net, row.next_observations)

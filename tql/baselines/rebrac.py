@@ -46,7 +46,7 @@ class ReBRACConfig(TrainingConfig):
 
 
 def paper(task: str) -> ReBRACConfig:
-    """The paper's settings."""
+    """The paper's settings; cube-double and scene have the default alpha_1."""
     domain = Task.parse(task).domain
     alpha_actor = {"cube-single": 1.0, "puzzle-3x3": 0.3, "puzzle-4x4": 0.3, "cube-triple": 0.03}.get(domain, 0.1)
     alpha_critic = {"scene": 0.01, "puzzle-3x3": 0.01, "puzzle-4x4": 0.01}.get(domain, 0.0)
@@ -55,7 +55,9 @@ def paper(task: str) -> ReBRACConfig:
 
 
 def pocket(task: str) -> ReBRACConfig:
-    """For 2 cores: narrower, at TQL's learning rate there; alpha_1 is the paper's, since Q is normalised there, and alpha_2 is too."""
+    """For 2 cores: narrower, at TQL's learning rate there; alpha_1 and alpha_2 are the paper's, for the actor's loss measures Q in units of
+    its size.
+    """
     return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256))
 
 
@@ -72,7 +74,8 @@ def critic_loss(
 
     $$y = r + \gamma\,m\,(\min_k \bar Q_k(s', \tilde a') - \alpha_2\,|\tilde a' - a^+|^2), \qquad \langle (Q_k(s, a) - y)^2 \rangle$$
 
-    Squares of actions are sums over their dimensions; the mean is over members and batch. Also returns the mean of Q.
+    Squares of actions are sums over their dimensions; the mean is over members and batch. Moves the critic alone; also returns the mean
+    of Q.
     """
 
     def one(row: Batch, epsilon: Float[Array, " n_a"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
