@@ -39,10 +39,10 @@ STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.to
 class Options:
     """Draw one preset of the benchmark from its recorded runs."""
 
-    preset: str | None = None
-    """Whose records are drawn: the only ones there are, unless given."""
+    preset: str = "pocket"
+    """Whose records are drawn."""
     out: Path | None = None
-    """The picture; beside the script, with the preset in its name, unless given."""
+    """The picture; beside the script unless given, with the preset in its name unless that is pocket."""
     data: Path = field(default=FIGURES / "data" / "benchmark")
     """Folder of the records, one folder per preset in it."""
     last: int = 1
@@ -156,13 +156,12 @@ class Benchmark:
 def read(options: Options) -> Benchmark:
     """The records of a preset. Ends the program, saying what is there, if it has none."""
     presets = sorted(folder.name for folder in options.data.glob("*") if any(folder.glob("*/*/config.json")))
-    chosen = options.preset or (presets[0] if len(presets) == 1 else None)
-    if chosen not in presets:
-        there = f"records of {listed(presets)}; choose one with --preset" if presets else "no records yet"
+    if options.preset not in presets:
+        there = f"records of {listed(presets)} and none of {options.preset}; choose one with --preset" if presets else "no records yet"
         raise SystemExit(f"{options.data} holds {there}.")
-    runs = [Run.read(config.parent) for config in sorted((options.data / chosen).glob("*/*/config.json"))]
+    runs = [Run.read(config.parent) for config in sorted((options.data / options.preset).glob("*/*/config.json"))]
     cut_off = [f"{run.task}/{run.folder.name}" for run in runs if not run.is_whole]
-    return Benchmark(chosen, [run for run in runs if run.is_whole], cut_off, options.last)
+    return Benchmark(options.preset, [run for run in runs if run.is_whole], cut_off, options.last)
 
 
 def name(label: str) -> str:
@@ -238,14 +237,14 @@ def left_out(benchmark: Benchmark) -> str:
     return f" Left out, because they were cut off before their end: {listed(benchmark.cut_off)}." if benchmark.cut_off else ""
 
 
-def picture_path(options: Options, preset: str, stem: str) -> Path:
-    return options.out or FIGURES / f"{stem}{'' if preset == 'pocket' else '-' + preset}.png"
+def picture_path(options: Options, stem: str) -> Path:
+    return options.out or FIGURES / f"{stem}{'' if options.preset in ('pocket', stem) else '-' + options.preset}.png"
 
 
 def save(draw: Callable[[Benchmark], Figure], options: Options, stem: str) -> Path:
     """Draws the preset's records and writes the picture; prints and returns its path."""
     benchmark = read(options)
-    out = picture_path(options, benchmark.preset, stem)
+    out = picture_path(options, stem)
     with rc_context(STYLE):
         draw(benchmark).savefig(out, dpi=150)
     print(out)

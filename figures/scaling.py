@@ -161,10 +161,9 @@ def draw(benchmark: Benchmark | None) -> Figure:
 
 def write(options: Options) -> None:
     """Unlike the others, this picture has something to show, and to say, without any record."""
-    folder = options.data / options.preset if options.preset else options.data
-    there = any(folder.rglob("config.json"))
+    there = any((options.data / options.preset).rglob("config.json"))
     benchmark = read(options) if there else None
-    out = picture_path(options, benchmark.preset if there else options.preset or "pocket", "scaling")
+    out = picture_path(options, "scaling")
     with rc_context(STYLE):
         draw(benchmark).savefig(out, dpi=150)
     print(out)

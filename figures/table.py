@@ -320,7 +320,7 @@ def write(options: Options) -> Path:
     benchmark = read(options)
     if not benchmark.plain:
         raise SystemExit(f"preset {benchmark.preset} has no finished run without a size.")
-    out = picture_path(options, benchmark.preset, "table")
+    out = picture_path(options, "table")
     with rc_context(STYLE):
         draw(benchmark).savefig(out, dpi=150)
     out.with_suffix(".md").write_text(markdown(benchmark))

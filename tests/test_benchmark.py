@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,8 @@ from test_run import assert_same_arrays, metrics_of, steps_of
 from tql import __main__ as command_line
 from tql import benchmark as bench
 from tql import run_directory
-from tql.benchmark import MEMBERS, Outcome, costs, flops_of, is_done, record, run_all, seconds_at_median_speed, settings, without_control
+from tql.benchmark import Outcome, costs, flops_of, is_done, record, run_all, seconds_at_median_speed
+from tql.benchmark_presets import MEMBERS, POCKET_SEEDS, SEARCHED, settings, without_control
 from tql.config import METHODS, Task
 from tql.run_directory import RunError
 
@@ -65,6 +66,30 @@ def test_the_bound_of_pocket_differs_in_its_returns_alone():
     members = members_of("pocket")
     bound, published = (members[f"{SCORED[1]}/{label}-seed2"] for label in ("q-transformer-bound", "q-transformer"))
     assert bound.mc_mode == "lower_bound" and replace(bound, mc_mode="authors") == published
+
+
+def test_the_search_changes_one_weight_of_pocket_at_another_seed():
+    members, seeds = members_of("search"), set()
+    for name, config in members.items():
+        _, label, seed = parts(name)
+        method, _, value = label.partition("@")
+        flat = lambda config: {k: v for k, v in flat_settings(config) if k != "seed"}
+        pocket = flat(settings(method, "pocket", SCORED[0], 0))
+        changed = {k: v for k, v in flat(config).items() if v != pocket[k]}
+        assert changed in ({}, {SEARCHED[method][0]: float(value)})
+        seeds.add(seed)
+    assert len(seeds) == 1 and not seeds & set(POCKET_SEEDS) and len({(c.method, c) for c in members.values()}) == len(members) == 30
+    for method, (name, values) in SEARCHED.items():
+        assert dict(flat_settings(settings(method, "pocket", SCORED[0], 0)))[name] in values, "what pocket uses was tried"
+
+
+def flat_settings(config):
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from ((f"{field.name}.{inner}", x) for inner, x in flat_settings(value))
+        else:
+            yield field.name, value
 
 
 def test_widths_of_pocket():

@@ -25,6 +25,7 @@ import entropy_by_size  # noqa: E402
 import records  # noqa: E402
 import roughness  # noqa: E402
 import scaling  # noqa: E402
+import search  # noqa: E402
 import stabilisers  # noqa: E402
 import success  # noqa: E402
 import table  # noqa: E402
@@ -108,10 +109,9 @@ def test_reading_errors_say_what_to_do(disk, tmp_path):
         shared.read(shared.Options(data=tmp_path / "nowhere"))
     disk(run(POCKET, "bc", 0, 5), preset="paper")
     options = disk(run(POCKET, "bc", 0, 5))
-    with pytest.raises(SystemExit, match="records of paper, pocket; choose one with --preset"):
-        shared.read(options)
+    assert shared.read(options).preset == "pocket"
     assert shared.read(replace(options, preset="paper")).preset == "paper"
-    with pytest.raises(SystemExit, match="records of paper, pocket"):
+    with pytest.raises(SystemExit, match="records of paper, pocket and none of cpu; choose one with --preset"):
         shared.read(replace(options, preset="cpu"))
     (tmp_path / "data" / "paper" / POCKET / "bc-seed0").rename(tmp_path / "data" / "paper" / POCKET / "bc")
     with pytest.raises(SystemExit, match="METHOD@SIZE-seed0 is expected"):
@@ -362,6 +362,23 @@ def test_success_is_drawn_for_every_task_and_method(many, capsys):
     figure = success.draw(shared.read(many))
     assert len(figure.get_axes()) == 6
     assert [len(axis.lines) for axis in figure.get_axes()] == [10, 10, 11, 11, 11, 11]
+
+
+def test_the_search_draws_every_value_of_every_method_and_names_what_is_missing(monkeypatch):
+    made = [run(POCKET, f"fbrac@{value}", 10, 25, solved) for value, solved in ((3, 0), (100, 20))] + [run(POCKET, "floq@10", 10, 1, 5)]
+    monkeypatch.setattr(search, "used", {method: 7 for method in search.SEARCHED}.__getitem__)
+    figure = search.draw(benchmark(*made))
+    axes = {axis.get_title(): axis for axis in figure.get_axes()}
+    assert list(axes) == ["IQL", "ReBRAC", "FBRAC", "IFQL", "FQL", "floq", "PAC", "TQL"]
+    drawn = [line.get_xydata().tolist() for line in axes["FBRAC"].lines]
+    assert [[3, 0]] in drawn and [[100, 80]] in drawn, "the last evaluation, in percent"
+    (bar,) = (xy for xy in drawn if len(xy) == 2 and xy[0][0] == 100)
+    assert bar[0][1] < 80 < bar[1][1] and [xy[0] for xy in drawn if xy[0][0] == xy[-1][0] == 7], "an interval; the value in use"
+    assert "FBRAC 10, 30; IFQL 8, 32, 128; FQL 3, 10, 30; floq 3, 30; PAC" in words_of(figure)
+
+
+def test_the_search_s_value_in_use_is_that_of_the_settings():
+    assert (search.used("ifql"), search.used("tql"), search.used("rebrac")) == (32, 10, 1)
 
 
 def sizes(**solved):

@@ -203,8 +203,9 @@ class Analyse:
 class Benchmark:
     """Train all methods on the same tasks, data and updates, evaluate them alike and record them; goes on where it stopped."""
 
-    preset: Literal["pocket", "gpu", "paper"] = "pocket"
-    """pocket: small settings on 2 cores. gpu: cube-double and scene at the paper's scale, one seed. paper: the paper's table, 8 seeds."""
+    preset: Literal["pocket", "search", "gpu", "paper"] = "pocket"
+    """pocket: small settings on 2 cores. search: the runs by which these settings were chosen. gpu: cube-double and scene at the paper's
+    scale, one seed. paper: the paper's table, 8 seeds."""
     only: str = ""
     """Only runs whose name (TASK/LABEL-seedK) contains this."""
     minutes: float | None = None

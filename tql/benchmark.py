@@ -1,14 +1,9 @@
-r"""The benchmark: methods x tasks x seeds x sizes, every run made and recorded by the same loop, data and evaluation.
-
-    pocket    all ten methods, TQL without control and the corrected Q-Transformer on 2 cores, the same data and updates, 3 seeds, two
-              tasks; on the first also other sizes
-    gpu       cube-double and scene, all five tasks, all ten methods, 1,000,000 updates, one seed
-    paper     the paper's 25 tasks, ten methods, 8 seeds, 1,000,000 updates
+r"""The benchmark: every run of a preset (`benchmark_presets.py`), made and recorded by the same loop, data and evaluation.
 
 A run is one process, on a CPU bound to one core: small networks use one core well and two badly, and what a run computes does not depend on
 how many there are. On a GPU the seeds of a small method are one process, under `vmap` (`together.py`). A run lies in
-`runs/benchmark/PRESET/TASK/LABEL-seedK`; a label is METHOD, METHOD-CHANGE or METHOD@WIDTH. One that is done is left alone, one that was cut
-off goes on bitwise, one that fails is reported at the end and costs only itself. `record` copies what figures need.
+`runs/benchmark/PRESET/TASK/LABEL-seedK`. One that is done is left alone, one that was cut off goes on bitwise, one that fails is reported
+at the end and costs only itself. `record` copies what figures need.
 """
 
 import contextlib
@@ -18,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing.process import BaseProcess
@@ -35,8 +30,9 @@ from tql import run as runs
 from tql import together
 from tql.agent import AbstractAgent, initialise, method_class
 from tql.bench import best_matmul_rate, matmul_flops
+from tql.benchmark_presets import MEMBERS
 from tql.collect import official_episodes
-from tql.config import METHODS, SIZES, Task, TrainingConfig
+from tql.config import Task, TrainingConfig
 from tql.data import Batch, statistics
 from tql.environment import bare_children
 from tql.evaluate import episodes_of, recorded
@@ -45,9 +41,6 @@ from tql.study import read_lines, rounded
 from tql.whole_file import whole_file
 from tql.workspace import dataset, dataset_path, home
 
-POCKET_TASKS = ("cube-single-noisy-singletask-task3-v0", "cube-single-noisy-singletask-task2-v0")
-POCKET_SEEDS = (0, 1, 2)
-PAPER_DOMAINS = ("cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "cube-triple")
 METRICS_EVERY = 5
 """Of the lines of metrics, one in so many is recorded."""
 SHARE = 0.35
@@ -58,66 +51,7 @@ hand."""
 STATE_SIZES = {"cube-single": 28, "cube-double": 37, "cube-triple": 46, "scene": 40, "puzzle-3x3": 55, "puzzle-4x4": 83}
 
 
-# ---- what is run -----------------------------------------------------------------------------------------------------------
-
-
-def settings(method: str, preset: str, task: str, seed: int) -> TrainingConfig:
-    """A method's settings under a preset of its own."""
-    return replace(method_class(method).presets[preset](task), seed=seed)
-
-
-def without_control(config: TrainingConfig) -> TrainingConfig:
-    """TQL's transformer with the entropy loss off, all else equal."""
-    return replace(config, control=replace(config.control, kind="none"))
-
-
-def pocket() -> dict[str, TrainingConfig]:
-    """By task and seed: all methods, TQL without control, the Q-Transformer with a correct bound; on the first task also other widths
-    (the label's number), for the scaling curves."""
-    members = {}
-    for task in POCKET_TASKS:
-        for seed in POCKET_SEEDS:
-            for method in METHODS:
-                members[f"{task}/{method}-seed{seed}"] = settings(method, "pocket", task, seed)
-            members[f"{task}/tql-none-seed{seed}"] = without_control(settings("tql", "pocket", task, seed))
-            bound = replace(settings("q-transformer", "pocket", task, seed), mc_mode="lower_bound")
-            members[f"{task}/q-transformer-bound-seed{seed}"] = bound
-    task = POCKET_TASKS[0]
-    for seed in POCKET_SEEDS:
-        tql = settings("tql", "pocket", task, seed)
-        wide = replace(tql, critic=replace(tql.critic, d_model=64))
-        members[f"{task}/tql@64-seed{seed}"] = wide
-        members[f"{task}/tql-none@64-seed{seed}"] = without_control(wide)
-        members[f"{task}/fql@512-seed{seed}"] = replace(settings("fql", "pocket", task, seed), critic_hidden=(512, 512, 512))
-        members[f"{task}/floq@256-seed{seed}"] = replace(settings("floq", "pocket", task, seed), velocity_hidden=(256, 256))
-        members[f"{task}/pac@64-seed{seed}"] = replace(settings("pac", "pocket", task, seed), d_model=64)
-    return members
-
-
-def at_paper_scale(domains: tuple[str, ...], seeds: tuple[int, ...]) -> dict[str, TrainingConfig]:
-    """All five tasks of these domains, the paper's settings; TQL at its largest size."""
-    members = {}
-    for seed in seeds:
-        for domain in domains:
-            for number in range(1, 6):
-                task = f"{domain}-play-singletask-task{number}-v0"
-                for method in METHODS:
-                    preset = f"paper-{list(SIZES)[-1]}" if method == "tql" else "paper"
-                    members[f"{task}/{method}-seed{seed}"] = replace(settings(method, preset, task, seed), updates_per_call=50)
-    return members
-
-
-def gpu() -> dict[str, TrainingConfig]:
-    """Cube-double and scene, one seed."""
-    return at_paper_scale(("cube-double", "scene"), (0,))
-
-
-def paper() -> dict[str, TrainingConfig]:
-    """Everything in the paper's table, 8 seeds."""
-    return at_paper_scale(PAPER_DOMAINS, tuple(range(8)))
-
-
-MEMBERS: dict[str, Callable[[], dict[str, TrainingConfig]]] = {"pocket": pocket, "gpu": gpu, "paper": paper}
+# ---- what is there already --------------------------------------------------------------------------------------------------------
 
 
 def is_done(run: Path, config: TrainingConfig) -> bool:
