@@ -238,7 +238,7 @@ def left_out(benchmark: Benchmark) -> str:
 
 
 def picture_path(options: Options, stem: str) -> Path:
-    return options.out or FIGURES / f"{stem}{'' if options.preset in ('pocket', stem) else '-' + options.preset}.png"
+    return options.out or FIGURES / f"{stem}{'' if options.preset == 'pocket' else '-' + options.preset}.png"
 
 
 def save(draw: Callable[[Benchmark], Figure], options: Options, stem: str) -> Path:
