@@ -1,14 +1,15 @@
 """Rebuilds `figures/search.png`: how success depends on the one weight that ties a method to the dataset. `python figures/search.py`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import reduce
 
 import tyro
-from benchmark_records import COLOURS, STYLE, Benchmark, Options, Run, name, read, scale_of, short
+from benchmark_records import COLOURS, STYLE, Benchmark, Options, Run, name, read, short
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from records import FIGURES, canvas, listed
+from records import FIGURES, canvas, datasets_of, listed
 
 from tql.benchmark_presets import POCKET_TASKS, SEARCHED, settings
 from tql.evaluate import wilson
@@ -16,12 +17,14 @@ from tql.evaluate import wilson
 COLUMNS = 4
 
 
+def value_in(config: dict, method: str) -> float:
+    """The weight's value in a run's recorded settings."""
+    return reduce(dict.__getitem__, SEARCHED[method][0].split("."), config)
+
+
 def used(method: str) -> float:
     """The value of the `pocket` settings."""
-    value = settings(method, "pocket", POCKET_TASKS[0], 0)
-    for part in SEARCHED[method][0].split("."):
-        value = getattr(value, part)
-    return value
+    return value_in(asdict(settings(method, "pocket", POCKET_TASKS[0], 0)), method)
 
 
 def draw_run(axis: Axes, value: float, run: Run, colour: str, face: str) -> None:
@@ -55,7 +58,14 @@ def not_recorded(tried: Benchmark, pocket: Benchmark) -> str:
 
 
 def in_use(pocket: Benchmark, method: str) -> list[Run]:
-    return pocket.of(label=method, task=POCKET_TASKS[0])
+    """The benchmark's runs on that task, without those of a value that it used before."""
+    return [run for run in pocket.of(label=method, task=POCKET_TASKS[0]) if value_in(run.settings["config"], method) == used(method)]
+
+
+def scale(tried: Benchmark) -> str:
+    updates, seeds = (listed(sorted({getattr(run, of) for run in tried.runs})) for of in ("updates", "seed"))
+    episodes = listed(sorted({len(run.last_episodes) for run in tried.runs}))
+    return f"Reduced scale: {len(tried.runs)} runs of {updates} updates, seeds {seeds}, {episodes} episodes each.{datasets_of(tried.runs)}"
 
 
 def draw(tried: Benchmark, pocket: Benchmark) -> Figure:
@@ -64,7 +74,7 @@ def draw(tried: Benchmark, pocket: Benchmark) -> Figure:
         "runs. Bars: 95 % intervals of a run's episodes (not over seeds). The rule: the first value is kept unless another solves at "
         "least 10 episodes of 50 more than its runs on average. BC has no such weight; that of the Q-Transformer is a constant."
         + not_recorded(tried, pocket),
-        scale_of(tried, tried.runs),
+        scale(tried),
     ]
     title = f"Success against the weight that holds a method to the dataset, {short(POCKET_TASKS[0])}"
     rows = -(-len(SEARCHED) // COLUMNS)

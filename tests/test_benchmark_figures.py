@@ -367,7 +367,10 @@ def test_success_is_drawn_for_every_task_and_method(many, capsys):
 def test_the_search_draws_every_value_of_every_method_and_names_what_is_missing(monkeypatch):
     made = [run(POCKET, f"fbrac@{value}", 10, 25, solved) for value, solved in ((3, 0), (100, 20))] + [run(POCKET, "floq@10", 10, 1, 5)]
     monkeypatch.setattr(search, "used", {method: 7 for method in search.SEARCHED}.__getitem__)
-    figure = search.draw(benchmark(*made), benchmark(*seeds_of(POCKET, "iql", 10, 15), run(FIRST, "iql", 0, 3)))
+    pocket = [*seeds_of(POCKET, "iql", 10, 15, 20), run(FIRST, "iql", 0, 3)]
+    for alpha, made_with in zip((7, 7, 8, 7), pocket, strict=True):
+        made_with.settings["config"]["alpha"] = alpha
+    figure = search.draw(benchmark(*made), benchmark(*pocket))
     axes = {axis.get_title(): axis for axis in figure.get_axes()}
     assert list(axes) == ["IQL", "ReBRAC", "FBRAC", "IFQL", "FQL", "floq", "PAC", "TQL"]
     drawn = [line.get_xydata().tolist() for line in axes["FBRAC"].lines]
@@ -376,7 +379,7 @@ def test_the_search_draws_every_value_of_every_method_and_names_what_is_missing(
     assert bar[0][1] < 80 < bar[1][1] and [xy[0] for xy in drawn if xy[0][0] == xy[-1][0] == 7], "an interval; the value in use"
     white = [line for line in axes["IQL"].lines if line.get_markerfacecolor() == "white" and line.get_marker() == "o"]
     rings = [line.get_xydata().tolist()[0] for line in white]
-    assert rings == [[7, 40], [7, 60]], "the benchmark's own runs, of that task"
+    assert rings == [[7, 40], [7, 60]], "the benchmark's own runs, of that task and that value"
     assert "FBRAC 10, 30; IFQL 8, 32, 128; FQL 3, 10, 30; floq 3, 30; PAC" in words_of(figure)
 
 
