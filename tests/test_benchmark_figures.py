@@ -364,11 +364,17 @@ def test_success_is_drawn_for_every_task_and_method(many, capsys):
     assert [len(axis.lines) for axis in figure.get_axes()] == [10, 10, 11, 11, 11, 11]
 
 
+def tried(method, value, seed, *solved):
+    made = run(POCKET, f"{method}@{value}", seed, *solved)
+    made.settings["config"] |= {"alpha": value, "alpha_bc": value, "actor": {"alpha_bc": value}}
+    return made
+
+
 def test_the_search_draws_every_value_of_every_method_and_names_what_is_missing(monkeypatch):
-    made = [run(POCKET, f"fbrac@{value}", 10, 25, solved) for value, solved in ((3, 0), (100, 20))] + [run(POCKET, "floq@10", 10, 1, 5)]
-    monkeypatch.setattr(search, "used", {method: 7 for method in search.SEARCHED}.__getitem__)
+    made = [tried("fbrac", 3, 1, 25, 0), tried("fbrac", 100, 10, 25, 20), tried("floq", 10, 10, 1, 5)]
+    monkeypatch.setattr(search, "used", {method: 10 for method in search.SEARCHED}.__getitem__)
     pocket = [*seeds_of(POCKET, "iql", 10, 15, 20), run(FIRST, "iql", 0, 3)]
-    for alpha, made_with in zip((7, 7, 8, 7), pocket, strict=True):
+    for alpha, made_with in zip((10, 10, 3, 10), pocket, strict=True):
         made_with.settings["config"]["alpha"] = alpha
     figure = search.draw(benchmark(*made), benchmark(*pocket))
     axes = {axis.get_title(): axis for axis in figure.get_axes()}
@@ -376,15 +382,35 @@ def test_the_search_draws_every_value_of_every_method_and_names_what_is_missing(
     drawn = [line.get_xydata().tolist() for line in axes["FBRAC"].lines]
     assert [[3, 0]] in drawn and [[100, 80]] in drawn, "the last evaluation, in percent"
     (bar,) = (xy for xy in drawn if len(xy) == 2 and xy[0][0] == 100)
-    assert bar[0][1] < 80 < bar[1][1] and [xy[0] for xy in drawn if xy[0][0] == xy[-1][0] == 7], "an interval; the value in use"
+    assert bar[0][1] < 80 < bar[1][1], "an interval"
+    assert [xy[0][0] for xy in drawn if xy[0][0] == xy[-1][0] and xy[-1][1] == 1] == [10], "the value in use"
     white = [line for line in axes["IQL"].lines if line.get_markerfacecolor() == "white" and line.get_marker() == "o"]
     rings = [line.get_xydata().tolist()[0] for line in white]
-    assert rings == [[7, 40], [7, 60]], "the benchmark's own runs, of that task and that value"
-    assert "FBRAC 10, 30; IFQL 8, 32, 128; FQL 3, 10, 30; floq 3, 30; PAC" in words_of(figure)
+    beside = (1 + search.ASIDE) ** 0.5
+    np.testing.assert_allclose(rings, [[10 / beside, 40], [10 * beside, 60]], err_msg="the benchmark's runs, of that task and value")
+    assert axes["IQL"].xaxis_inverted() and not axes["FBRAC"].xaxis_inverted()
+    words = words_of(figure)
+    assert "FBRAC 10, 30; IFQL 8, 32, 128; FQL 3, 10, 30; floq 3, 30; PAC" in words
+    assert "5 runs of 1,000 updates" in words and "25 episodes each" in words
+
+
+def test_the_search_reads_both_presets(disk, tmp_path, monkeypatch):
+    disk(tried("fbrac", 3, 10, 5), preset="search")
+    disk(tried("fbrac", 10, 0, 9))
+    drawn = []
+    monkeypatch.setattr(search, "draw", lambda *both: drawn.extend(both) or search.Figure())
+    search.write(search.Options(out=tmp_path / "picture.png", data=tmp_path / "data"))
+    assert [(b.preset, [r.label for r in b.runs]) for b in drawn] == [("search", ["fbrac@3"]), ("pocket", ["fbrac@10"])]
 
 
 def test_the_search_s_value_in_use_is_that_of_the_settings():
-    assert (search.used("ifql"), search.used("tql"), search.used("rebrac")) == (32, 10, 1)
+    assert [search.used(method) for method in ("ifql", "tql", "rebrac", "iql", "fbrac")] == [32, 10, 1, 1, 10]
+
+
+def test_every_recorded_run_of_the_search_has_the_value_of_its_name():
+    found = shared.read(shared.Options(preset="search"))
+    assert len(found.runs) >= 27 and all(search.value_of(r.settings["config"], r.method) == float(r.size) for r in found.runs)
+    assert all(r.seed == 10 or (r.label in ("iql@3", "fbrac@3") and r.seed in (0, 1, 2)) for r in found.runs)
 
 
 def sizes(**solved):

@@ -25,7 +25,8 @@ def reduced(config):
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_all_methods_in_pieces_that_continue_each_other(monkeypatch, tmp_path):
-    members = {name: reduced(config) for name, config in bench.gpu().items() if "task4" in name}  # whose rewards vary in two episodes
+    # The rewards of task 4 vary in two episodes.
+    members = {name: reduced(config) for name, config in bench.MEMBERS["gpu"]().items() if "task4" in name}
     monkeypatch.setenv("TQL_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setitem(bench.MEMBERS, "gpu", lambda: members)

@@ -22,7 +22,7 @@ _WITH_JAX = (
     *("tql.data", "tql.loop", "tql.evaluate", "tql.render", "tql.checkpoint", "tql.run", "tql.run_directory", "tql.analysis"),
     *("tql.bench", "tql.plot", "tql.portrait", "tql.study", "tql.variants", "tql.sigma_reparam", "tql.agent", "tql.optimise", "tql.mlp"),
     *("tql.implicit_value", "tql.value_flow", "tql.perceiver", "tql.autoregressive_q", "tql.return_bound"),
-    *("tql.baselines", "tql.benchmark", "tql.together", "tql.statistics"),
+    *("tql.baselines", "tql.benchmark", "tql.benchmark_presets", "tql.together", "tql.statistics"),
 )
 
 if os.environ.get("JAXTYPING_DISABLE", "0").lower() not in ("1", "true"):

@@ -204,7 +204,7 @@ class Benchmark:
     """Train all methods on the same tasks, data and updates, evaluate them alike and record them; goes on where it stopped."""
 
     preset: Literal["pocket", "search", "gpu", "paper"] = "pocket"
-    """pocket: small settings on 2 cores. search: the runs by which these settings were chosen. gpu: cube-double and scene at the paper's
+    """pocket: small settings on 2 cores. search: other values of one of them per method. gpu: cube-double and scene at the paper's
     scale, one seed. paper: the paper's table, 8 seeds."""
     only: str = ""
     """Only runs whose name (TASK/LABEL-seedK) contains this."""

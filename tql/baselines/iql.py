@@ -55,7 +55,7 @@ def paper(task: str) -> IQLConfig:
 
 
 def pocket(task: str) -> IQLConfig:
-    """For 2 cores: narrower, at TQL's learning rate there; alpha is cube-single's, confirmed by a search (`benchmark_presets.search`)."""
+    """For 2 cores: narrower, at TQL's learning rate there; alpha by a search (`benchmark_presets.search`), also cube-single's."""
     return replace(paper(task), **POCKET, lr=1e-3, hidden=(256, 256, 256), alpha=1.0)
 
 
