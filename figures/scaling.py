@@ -161,7 +161,7 @@ def draw(benchmark: Benchmark | None) -> Figure:
 
 def write(options: Options) -> None:
     """Unlike the others, this picture has something to show, and to say, without any record."""
-    there = any((options.data / options.preset).rglob("config.json"))
+    there = any(options.data.rglob("config.json"))
     benchmark = read(options) if there else None
     out = picture_path(options, "scaling")
     with rc_context(STYLE):
