@@ -188,8 +188,9 @@ RULE = "a 95 % bootstrap interval (seeds resampled within each task) that exclud
 
 
 def recorded_both(x: Float[np.ndarray, "seeds tasks"], y: Float[np.ndarray, "others tasks"]) -> list[np.ndarray]:
-    """Both, on the tasks that both were run on."""
-    both = ~np.isnan(x).all(axis=0) & ~np.isnan(y).all(axis=0)
+    """Both, on the tasks that both were run on; without those of a single seed, which has no spread, where there are others."""
+    seeds = np.minimum((~np.isnan(x)).sum(axis=0), (~np.isnan(y)).sum(axis=0))
+    both = seeds >= min(2, seeds.max(initial=1))
     return [x[:, both], y[:, both]]
 
 

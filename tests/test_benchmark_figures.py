@@ -163,6 +163,15 @@ def test_pairs_are_compared_on_the_tasks_that_both_have():
     assert ("tql", "bc") in table.rankings(benchmark(*both, *seeds_of(FIRST, "bc", 25, 25, 25)))["reproduced"]
 
 
+def test_a_task_with_a_single_seed_does_not_hide_what_the_others_decide():
+    """Of that task, where BC wins by more, nothing is known over seeds."""
+    whole = seeds_of(POCKET, "tql", 15, 16, 17) + seeds_of(POCKET, "bc", 5, 6, 7)
+    begun = [run(FIRST, "tql", 0, 0), *seeds_of(FIRST, "bc", 25, 25)]
+    assert ("tql", "bc") in table.rankings(benchmark(*whole, *begun))["reproduced"]
+    assert ("tql", "bc") in table.rankings(benchmark(*begun))["undecided"]
+    assert "mean over 1 task: 100 %" in table.improvement_over(benchmark(*whole, *begun), "bc")
+
+
 def test_the_order_is_told_in_words():
     made = benchmark(*seeds_of(POCKET, "tql", 20, 21, 22), *seeds_of(POCKET, "fql", 5, 6, 7), *seeds_of(POCKET, "bc", 10, 11, 12))
     words = table.about_rankings(made)
