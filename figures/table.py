@@ -99,7 +99,7 @@ def rows_of(benchmark: Benchmark) -> list[Row]:
             rows.append(ours(benchmark, "domain", f"{domain}, average of {len(of_domain)}", of_domain))
             if domain in TABLE["domains"] and {task for task in TABLE["tasks"] if domain_of(task) == domain} == {*of_domain}:
                 rows.append(published("domain", "published, same 5 tasks", TABLE["domains"][domain]))
-    if len(tasks) > 1:
+    if len({domain_of(task) for task in tasks}) > 1:
         rows.append(ours(benchmark, "overall", f"average of {len(tasks)} tasks", tasks))
     same = {*tasks} & TABLE["tasks"].keys()
     which = "25 OTHER tasks" if not same else "same 25 tasks" if len(same) == len(tasks) == 25 else f"25 tasks, {len(same)} of ours"
@@ -122,12 +122,14 @@ def about_iqm(benchmark: Benchmark) -> str:
     means = {method: float(statistics.iqm(x)) for method, x in of.items()}
     if all(statistics.counts(x).sum() < 4 for x in of.values()):
         return "Interquartile mean over seeds and tasks: of fewer than 4 runs it is the plain mean, in the cells above."
-    parts = [
-        f"{name(method)} {100 * means[method]:.0f} {percent(interval(statistics.iqm, of[method]))}"
-        for method in sorted(means, key=means.get, reverse=True)
-    ]
+    order = sorted(means, key=means.get, reverse=True)
+    ends = {method: interval(statistics.iqm, of[method]) for method in order}
     without = [name(method) for method in benchmark.methods() if method not in of]
     missing = f" Missing on some task: {listed(without)}." if without else ""
+    if not any(ends.values()):
+        parts = [f"{name(method)} {100 * means[method]:.0f}" for method in order]
+        return f"Interquartile mean over all seeds and tasks, %; no intervals, for some task has a single seed: {listed(parts)}.{missing}"
+    parts = [f"{name(method)} {100 * means[method]:.0f} {percent(ends[method])}" for method in order]
     return f"Interquartile mean over all seeds and tasks, % with 95 % interval: {listed(parts) or 'none'}.{missing}"
 
 
