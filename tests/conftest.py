@@ -37,6 +37,14 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = ("test_walkthrough.py", "test_long_walkthroughs.py", "test_compiled_as_shipped.py", "test_collect.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes a whole file: long ones come first, or the other worker waits for them in the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 compiled_as_shipped = pytest.mark.skipif("WITH_FUSION_EMITTERS" not in os.environ, reason="run by test_compiled_as_shipped.py")
 """For tests that two programs round alike: they do as XLA compiles them for a user, not without its emitters."""
 
