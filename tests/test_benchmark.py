@@ -360,7 +360,9 @@ def test_the_estimate_trains_nothing(tql, monkeypatch, capsys, tmp_path):
 
 def test_what_is_done_is_recorded(tql, capsys, tmp_path):
     tql("--only", "bc-seed1")
-    assert "1 runs done, 0 failed, 0 missing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 runs done, 0 failed, 0 missing" in said
+    assert f"\n  python figures/table.py --preset pocket --data {tmp_path / 'records'}" in said
     assert [path.parent for path in (tmp_path / "records").rglob("config.json")] == [tmp_path / "records" / "pocket" / SECOND]
 
 

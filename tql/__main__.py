@@ -223,6 +223,9 @@ class Benchmark:
         if (self.minutes is not None and not self.minutes > 0) or (self.processes is not None and self.processes < 1):
             raise ValueError(f"--minutes {self.minutes} must be above 0, and --processes {self.processes} at least 1.")
         outcome = benchmark(self.preset, self.only, self.minutes, self.processes, self.estimate, self.records)
+        if outcome is not None and outcome.done:
+            scripts = ["search.py"] if self.preset == "search" else [f"{x}.py --preset {self.preset}" for x in ("table", "success", "scaling")]
+            print("Draw them:", *(f"\n  python figures/{script} --data {self.records}" for script in scripts))
         if outcome is not None and outcome.failed:
             sys.exit(1)
 
