@@ -191,9 +191,10 @@ def about_rankings(benchmark: Benchmark) -> str:
         f"The paper's order of methods, for the {sum(map(len, found.values()))} pairs whose overall averages lie more than {POINTS} points "
         f"apart there: {counted}. {' '.join(parts)} Rule: {RULE}, with the paper's sign or with the other, on the tasks that both were run "
         "on (one with a single seed has no spread and is left out, unless there is no other); else undecided. The intervals are not "
-        "corrected for the number of pairs, and with few seeds they are too narrow: of pairs of equal methods this rule decides one in "
-        "five with 3 seeds on one task (one in twelve with 8), and no exact permutation test of 3 against 3 runs can go below p = 0.1. "
-        "Updates, sizes and most tasks are not the paper's: a contradiction is one at this scale."
+        "corrected for the number of pairs, and with few seeds they are too narrow: of pairs of equal methods (simulated) this rule decides "
+        "one in five with 3 seeds on one task, one in six with 3 on two, one in ten with 8 on one, and no exact permutation test of 3 "
+        "against 3 runs of one task can go below p = 0.1. Updates, sizes and most tasks are not the paper's: a contradiction is one at "
+        "this scale."
     )
 
 
