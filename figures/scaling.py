@@ -56,6 +56,13 @@ def tasks_of(benchmark: Benchmark, labels: Sequence[str]) -> list[str]:
     return sorted(set.intersection(*({run.task for run in benchmark.of(label=label)} for label in labels)))
 
 
+def compared(benchmark: Benchmark | None, method: str) -> list[Run]:
+    """The runs of a method on these tasks: what is drawn."""
+    labels = labels_by_size(benchmark, method)
+    tasks = tasks_of(benchmark, labels) if labels else []
+    return [run for run in sized(benchmark, method) if run.task in tasks]
+
+
 def relative_change(first: float, last: float) -> str:
     return f"{100 * (last / first - 1):+.1f} %" if first > 0 else "no relative change from 0 %"
 
@@ -129,8 +136,8 @@ def draw_ours(axis: Axes, benchmark: Benchmark | None) -> None:
 
 
 def about_ours(benchmark: Benchmark | None) -> list[str]:
-    """Scale and tasks of our runs, if there are any."""
-    runs = [run for method in KEYS for run in sized(benchmark, method)]
+    """Scale and tasks of the runs that are drawn, if there are any."""
+    runs = [run for method in KEYS for run in compared(benchmark, method)]
     points = (
         " Points: every seed, mean over the tasks on which all sizes of its method were run; lines: their mean. Parameters of ours are "
         "those of all members of a critic together (two of FQL and of floq, two heads of TQL)."

@@ -447,6 +447,8 @@ def test_scaling_judges_largest_against_smallest_both_ways():
 def test_scaling_compares_sizes_on_their_common_tasks():
     made = benchmark(*sizes(tql=((5, 6, 7), (5, 6, 7), (5, 6, 7))), *seeds_of(FIRST, "tql@128", 25, 25))
     assert "TQL 24 % to 24 %" in scaling.judge(made)
+    (said,) = scaling.about_ours(made)
+    assert ", 9 runs of " in said and shared.short(POCKET) in said and shared.short(FIRST) not in said, "those that are drawn"
     apart = benchmark(*seeds_of(POCKET, "tql@32", 1, 2), *seeds_of(FIRST, "tql@64", 1, 2), *sizes(fql=((1, 2),) * 3))
     assert "TQL not recorded at several sizes on one task" in scaling.judge(apart)
 
