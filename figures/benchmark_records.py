@@ -176,15 +176,16 @@ def interval(statistic: statistics.Statistic, *scores: Float[np.ndarray, "_ task
     return statistics.stratified_bootstrap(statistic, *scores)
 
 
-def decide(ends: tuple[float, float] | None, sign: int) -> str:
-    """The rule about a published difference of this sign: `reproduced` where the interval of ours excludes 0 on its side,
-    `contradicted` where it excludes 0 on the other side, else `undecided`."""
-    if ends is None or ends[0] <= 0 <= ends[1]:
+def decide(x: Float[np.ndarray, "seeds tasks"], y: Float[np.ndarray, "others tasks"], sign: int) -> str:
+    """The rule about a published difference of this sign: `reproduced` where ours is not chance and has it, `contradicted` where it is not
+    chance and has the other, else `undecided`."""
+    if statistics.permutation_p(x, y) > LEVEL:
         return "undecided"
-    return "reproduced" if (ends[0] > 0) == (sign > 0) else "contradicted"
+    return "reproduced" if (statistics.difference(x, y) > 0) == (sign > 0) else "contradicted"
 
 
-RULE = "a 95 % bootstrap interval (seeds resampled within each task) that excludes 0"
+LEVEL = 0.05
+RULE = f"a permutation test (the runs of a task change sides at random; two-sided, exact with few runs) with p at most {LEVEL:g}"
 
 
 def recorded_both(x: Float[np.ndarray, "seeds tasks"], y: Float[np.ndarray, "others tasks"]) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import tyro
 from benchmark_records import COLOURS, Benchmark, Options, Run, left_out, name, save, scale_of, short
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from records import canvas, legend_below, listed
 
 MARKERS = dict(zip(COLOURS, "osD^v<>PXooP", strict=True))
@@ -47,17 +47,19 @@ def draw(benchmark: Benchmark) -> Figure:
     caption = [
         "Lines: mean over seeds at the evaluations that all runs of a method have; bands: from the lowest seed to the highest. Wall time: "
         "that of the updates, without evaluations, in proportion to them; mean over seeds. The machine was shared with other work, so "
-        "times are upper bounds, and small differences between them are noise.",
+        "times are upper bounds, and a difference of a third between two of them is nothing.",
         f"Seconds per 1,000 updates: {fastest_and_slowest(benchmark)}.",
         scale_of(benchmark, benchmark.plain),
     ]
     figure, body = canvas(11, 0.9 + 3.4 * len(tasks), f"Success while learning, reduced scale, preset {benchmark.preset}", caption)
-    axes = body.subplots(len(tasks), 2, squeeze=False, sharey=True)
+    axes = body.subplots(len(tasks), 2, squeeze=False, sharex="col", sharey=True)
     for row, task in zip(axes, tasks):
         for label in (method for method in benchmark.methods() if benchmark.of(label=method, task=task)):
             draw_method(row, label, benchmark.of(label=label, task=task))
         row[0].set(title=short(task), ylabel="success, %", xlabel="updates", ylim=(-3, 103))
         row[1].set(title=f"{short(task)}, wall time", xlabel="minutes of training (logarithmic)", xscale="log")
+        row[1].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        row[1].xaxis.set_minor_formatter(NullFormatter())
         row[1].xaxis.set_major_formatter(FuncFormatter(lambda minutes, _: f"{minutes:g}"))
         missing = [name(method) for method in benchmark.methods() if not benchmark.of(label=method, task=task)]
         if missing:

@@ -6,11 +6,13 @@ rounded Beta variates, 5 and 7 seeds x 3 tasks with ties: `metrics.aggregate_iqm
 """
 
 import json
+from itertools import combinations
 from math import floor, sqrt
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from scipy.stats import permutation_test
 
 from tql import statistics as st
 
@@ -224,13 +226,61 @@ def test_methods_need_the_same_tasks():
         st.improvement(np.ones((2, 3)), np.ones((2, 5)))
 
 
-@pytest.mark.parametrize("seeds, tasks, one_in", [(3, 1, 5), (3, 2, 6), (8, 1, 10)])
-def test_how_often_the_interval_decides_a_pair_of_equal_methods(seeds, tasks, one_in):
-    """What the caption of the table says. Runs of 50 episodes that solve 55 % of them, give or take 10 points by seed."""
+# The permutation test.
+
+
+def test_p_by_hand():
+    """Of the 6 ways to divide 1, 2, 3, 4 into two pairs, 2 are as far apart as (1, 2) and (3, 4), and 4 as (1, 3) and (2, 4)."""
+    column = lambda *runs: np.array([runs], dtype=float).T / 10
+    assert st.permutation_p(column(1, 2), column(3, 4)) == pytest.approx(2 / 6)
+    assert st.permutation_p(column(3, 1), column(2, 4)) == pytest.approx(4 / 6)
+    assert st.permutation_p(column(3, 3), column(3, 3)) == st.permutation_p(column(1), column(9)) == 1
+
+
+def test_p_of_one_task_is_scipys():
     rng = np.random.default_rng(0)
-    decided = 0
-    for trial in range(600):
+    for _ in range(20):
+        x, y = rng.integers(0, 50, size=3) / 50, rng.integers(10, 50, size=5) / 50
+        distance = lambda a, b: abs(np.mean(a) - np.mean(b))
+        by_scipy = permutation_test((x, y), distance, n_resamples=np.inf, alternative="greater").pvalue
+        assert st.permutation_p(x[:, None], y[:, None]) == pytest.approx(by_scipy)
+
+
+def test_p_of_two_tasks_against_loops_and_without_the_runs_that_are_missing():
+    x, y = np.array([[0.1, 0.9], [0.4, 0.5], [np.nan, 0.6]]), np.array([[0.2, 0.3], [0.7, np.nan]])
+    mean = lambda runs: sum(runs) / len(runs)
+    all_differences = [
+        (mean(first) - mean([run for run in four if run not in first])) + (mean(second) - mean([run for run in of if run not in second]))
+        for four, of in [((0.1, 0.4, 0.2, 0.7), (0.9, 0.5, 0.6, 0.3))]
+        for first in combinations(four, 2)
+        for second in combinations(of, 3)
+    ]
+    d = mean([0.1, 0.4]) - mean([0.2, 0.7]) + mean([0.9, 0.5, 0.6]) - 0.3
+    expected = np.mean([abs(other) >= abs(d) - 1e-9 for other in all_differences])
+    assert len(all_differences) == 24 and 0 < expected < 1
+    assert st.permutation_p(x, y) == pytest.approx(expected)
+
+
+def test_p_of_random_divisions_is_near_the_exact_one():
+    """With 120 those of each task are drawn already, so their error comes twice."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(0.5, 0.2, size=(4, 3)), rng.normal(0.7, 0.2, size=(5, 3))
+    exact = st.permutation_p(x, y, most=126**3)
+    assert 0.005 < exact < 0.5
+    for most in (100_000, 20_000, 120):
+        error = 4 * np.sqrt(exact * (1 - exact) / most) * (3 if most < 126 else 1)
+        assert st.permutation_p(x, y, most=most) == pytest.approx(exact, abs=error)
+
+
+@pytest.mark.parametrize("seeds, tasks", [(3, 1), (3, 2), (8, 1)])
+def test_equal_methods_differ_by_the_permutation_test_in_one_of_twenty_by_the_interval_in_more(seeds, tasks):
+    """Runs of 50 episodes that solve 55 % of them, give or take 10 points by seed; 400 pairs: three standard errors are .033."""
+    rng = np.random.default_rng(0)
+    by_interval = by_test = 0
+    for trial in range(400):
         x, y = rng.binomial(50, np.clip(rng.normal(0.55, 0.1, size=(2, seeds, tasks)), 0, 1)) / 50
         low, high = st.stratified_bootstrap(st.difference, x, y, seed=trial, repetitions=500)
-        decided += low > 0 or high < 0
-    assert abs(decided / 600 - 1 / one_in) < 0.045, "three standard errors of 600 pairs"
+        by_interval += low > 0 or high < 0
+        by_test += st.permutation_p(x, y) <= 0.05
+    assert by_test / 400 < 0.05 + 0.033 and (by_test == 0) == (seeds * tasks == 3)
+    assert by_interval > 1.3 * by_test

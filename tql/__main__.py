@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -224,8 +225,10 @@ class Benchmark:
             raise ValueError(f"--minutes {self.minutes} must be above 0, and --processes {self.processes} at least 1.")
         outcome = benchmark(self.preset, self.only, self.minutes, self.processes, self.estimate, self.records)
         if outcome is not None and outcome.done:
-            scripts = ["search.py"] if self.preset == "search" else [f"{x}.py --preset {self.preset}" for x in ("table", "success", "scaling")]
-            print("Draw them:", *(f"\n  python figures/{script} --data {self.records}" for script in scripts))
+            drawn = {"pocket": ("table", "success", "scaling"), "search": ("search",)}.get(self.preset, ("table", "success"))
+            of = "" if self.preset == "search" else f" --preset {self.preset}"
+            print("Draw them (search.py beside the records of pocket):" if not of else "Draw them:")
+            print(*(f"  python figures/{script}.py{of} --data {shlex.quote(str(self.records))}" for script in drawn), sep="\n")
         if outcome is not None and outcome.failed:
             sys.exit(1)
 

@@ -4,10 +4,14 @@ The scores of a method are a matrix $x_{st}$: the success of seed s on task t, b
 seeds: a run that is not there is NaN, and so is no run at all. Means over seeds give every task the same weight, however many
 seeds it has; the interquartile mean gives every run the same weight.
 
-Interquartile mean, probability of improvement and the stratified bootstrap are those of Agarwal et al. 2021 (arXiv 2108.13264).
+Interquartile mean, probability of improvement and the stratified bootstrap are those of Agarwal et al. 2021 (arXiv 2108.13264). With
+three seeds bootstrap intervals are too narrow to decide anything by; the permutation test is exact.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import combinations
+from math import comb, prod
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -111,7 +115,7 @@ def resampled(
 
 
 def stratified_bootstrap(
-    statistic: Statistic, *scores: Float[np.ndarray, "_ tasks"], seed: int = 0, repetitions: int = 2000, level: float = 0.95
+    statistic: Statistic, *scores: Float[np.ndarray, "_ tasks"], seed: int = 0, repetitions: int = 20_000, level: float = 0.95
 ) -> tuple[float, float]:
     """The interval between the percentiles of `statistic(*scores)` when every method's seeds are resampled within each task.
 
@@ -128,3 +132,38 @@ def stratified_bootstrap(
     values = statistic(*(resampled(x, rng, repetitions) for x in scores))
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
+
+
+def divisions(
+    x: Float[np.ndarray, " seeds"], y: Float[np.ndarray, " others"], rng: np.random.Generator, most: int
+) -> Float[np.ndarray, " divisions"]:
+    """Mean of the first part minus that of the second, for every way of dividing all these runs into parts of the same sizes, or for
+    `most` random ones. The way they are divided comes first.
+    """
+    runs, n = np.concatenate([x, y]), len(x)
+    if comb(len(runs), n) <= most:
+        parts = np.array(list(combinations(range(len(runs)), n)))
+    else:
+        parts = rng.permuted(np.tile(np.arange(len(runs)), (most, 1)), axis=1)[:, :n]
+        parts[0] = np.arange(n)
+    first = runs[parts].sum(axis=1)
+    return first / n - (runs.sum() - first) / len(y)
+
+
+def permutation_p(
+    x: Float[np.ndarray, "seeds tasks"], y: Float[np.ndarray, "others tasks"], *, seed: int = 0, most: int = 100_000
+) -> float:
+    r"""Two-sided p of `difference` between equal methods: $\Pr(|d_\pi| \ge |d|)$ over divisions $\pi$ of every task's runs among both.
+
+    Exact if there are at most `most` divisions over all tasks, else over so many random ones. Unlike the bootstrap's interval it holds its
+    level with few seeds: 3 against 3 runs of one task cannot go below .1, of two tasks not below .005.
+    """
+    rng = np.random.default_rng(seed)
+    counts(x), counts(y)  # an error where a task has no run
+    of_task = [divisions(a[~np.isnan(a)], b[~np.isnan(b)], rng, most) for a, b in zip(x.T, y.T, strict=True)]
+    d = sum(differences[0] for differences in of_task)
+    if prod(map(len, of_task)) <= most:
+        d_pi = reduce(np.add.outer, of_task)
+    else:
+        d_pi = np.append(sum(rng.choice(differences, most - 1) for differences in of_task), d)
+    return float(np.mean(np.abs(d_pi) >= abs(d) - 1e-9))
