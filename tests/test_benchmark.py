@@ -353,7 +353,7 @@ def test_the_estimate_trains_nothing(tql, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(bench, name, no_process)
     tql("--estimate")
     said = capsys.readouterr().out
-    assert said.startswith("preset pocket: 3 runs, 2 of them done.\nThe others take about 0.5 hours of ")
+    assert said.startswith("preset pocket: 3 runs, 2 of them done.\nThe others take about 0.5 hours of this machine (")
     assert "35% of the 2.00 TFLOP/s" in said
     assert not list(tmp_path.iterdir())
 

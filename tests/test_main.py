@@ -281,6 +281,13 @@ def test_a_method_that_cannot_be_imported_is_one_line(tql, monkeypatch):
         assert f"{name} is {METHODS[name]} in METHODS of tql/config.py" in answer and "PYTHONPATH" in answer
 
 
+def test_a_method_under_two_names_is_one_line(tql, monkeypatch):
+    """A copied file whose settings still carry the old name would train the old method."""
+    monkeypatch.setitem(METHODS, "mine", "tql.baselines.bc.BC")
+    answer = is_one_line(tql("train", MAZE, "--method", "mine"))
+    assert "BCConfig of tql.baselines.bc.BC says that its method is 'bc'" in answer and "'mine'" in answer
+
+
 def test_the_last_of_repeated_options_counts(monkeypatch, tql):
     trains = []
     monkeypatch.setattr(Train, "__call__", lambda train: trains.append(train))

@@ -3,13 +3,16 @@
 from typing import get_args
 
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
 from tql import loop
 from tql.checkpoint import CheckpointError, load, named_arrays, save
 from tql.config import ActorConfig, Config, ControlConfig, CriticConfig, Variant
+from tql.critic import Critic
 from tql.data import Batch
+from tql.variants import QKNormAttention
 
 N_S, N_A = 3, 2
 
@@ -47,3 +50,17 @@ def test_every_variant_trains_and_comes_back_from_disk(variant, tmp_path, optax_
     assert again.keys() == after.keys() and all(np.array_equal(again[name], after[name]) for name in after)
     with pytest.raises(CheckpointError, match="missing arrays|unknown arrays|but these settings need"):
         load(tmp_path / "saved", config_of("rms-norm" if variant in ("plain", "softcap") else "plain"))
+
+
+def test_a_critic_of_ones_own_is_trained_by_the_loop(optax_promotion):
+    """The README's line: the agent has it, as target too, and an update moves it."""
+    own = lambda n_s, n_a, c, key: Critic(n_s, n_a, d_model=10, heads=2, layers=1, make_attention=QKNormAttention, key=key)
+    agent = loop.initialise(N_S, N_A, config_of("plain"), make_critic=own)
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: jnp.array(rng.uniform(-1, 1, shape), jnp.float32)
+    batch = Batch(draw(5, N_S), draw(5, N_A), draw(5), jnp.ones(5), draw(5, N_S), draw(5, N_A))
+    after, metrics = loop.update(agent, batch, jr.key(1))
+    assert np.isfinite(metrics["td_loss"])
+    for critic in (agent.critic, agent.target_critic, after.critic):
+        assert isinstance(critic.blocks[0].attention, QKNormAttention)
+    assert not np.array_equal(agent.critic.blocks[0].attention.query_norm.weight, after.critic.blocks[0].attention.query_norm.weight)

@@ -57,7 +57,7 @@ class Train(Generic[Settings]):
     """Train TQL or another method on a task, evaluate it in the real environment and plot the run."""
 
     config: Annotated[Settings, arg(name="")]
-    method: Annotated[str, arg(help=f"What to train: {', '.join(METHODS)}; tql unless given, and with --resume the run's own.")] = ""
+    method: Annotated[str, arg(help=f"What to train: {', '.join(METHODS)}; tql unless given; with --resume --out RUN the run's.")] = ""
     preset: str = ""
     """Where the settings start from; other options override them. TQL: cpu (unless given), pocket, cpu-sarsa, cpu-flow, paper-0.4M,
     paper-1M, paper-7M, paper-26M. Other methods: pocket (unless given), paper; pac also paper-whole-range."""
@@ -112,7 +112,9 @@ class Train(Generic[Settings]):
         from tql.run_directory import read_metrics
 
         if read_metrics(run):
-            print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}\nepisodes: {run / 'evaluation.jsonl'}")
+            print(f"plot: {plot(run)}\nmetrics: {run / 'metrics.jsonl'}")
+        if recorded(run / "evaluation.jsonl"):
+            print(f"episodes: {run / 'evaluation.jsonl'}")
         for policy, label in (("policy", "policy"), ("behaviour", "behaviour flow alone")):
             if episodes := episodes_of(recorded(run / "evaluation.jsonl"), int(agent.step), policy):
                 print(f"{label}: {summary(episodes)}")

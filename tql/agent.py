@@ -74,18 +74,22 @@ class AbstractAgent(eqx.Module):
 
 
 def method_class(method: str) -> type[AbstractAgent]:
-    """Imports the method of that name. Raises `ValueError` for a name that `config.METHODS` does not have, and for a place where it is
-    not.
+    """Imports the method of that name. Raises `ValueError` for a name that `config.METHODS` does not have, for a place where it is not,
+    and for settings that are another method's.
     """
     if method not in METHODS:
         raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}.")
     module, _, name = METHODS[method].rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0] and error.name != module:
             raise  # something that the method itself imports
         raise ValueError(f"{method} is {METHODS[method]} in METHODS of tql/config.py, but {error}; is its folder on PYTHONPATH?") from None
+    if found.Config.method != method:
+        said = f"{found.Config.__name__} of {METHODS[method]} says that its method is '{found.Config.method}'"
+        raise ValueError(f"{said}, and METHODS of tql/config.py calls it '{method}'; the two must be the same.")
+    return found
 
 
 def initialise(n_s: int, n_a: int, config: TrainingConfig, statistics: DataStatistics) -> AbstractAgent:

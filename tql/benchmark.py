@@ -285,8 +285,8 @@ def benchmark(preset: str, only: str, minutes: float | None, processes: int | No
     hours = sum(costs(missing, rate).values()) / 3600
     print(
         f"preset {preset}: {len(members) + len(failed)} runs, {len(members) - len(missing)} of them done.\n"
-        f"The others take about {hours:.1f} hours of {device}, if training reaches {SHARE:.0%} of the {rate / 1e12:.2f} TFLOP/s that a "
-        "float32 matrix product was just measured to reach; data and episodes come on top.",
+        f"The others take about {hours:,.1f} hours of this machine ({device}), if training reaches {SHARE:.0%} of the {rate / 1e12:.2f} "
+        "TFLOP/s that a float32 matrix product was just measured to reach; data and episodes come on top.",
         flush=True,
     )
     if estimate:

@@ -189,8 +189,12 @@ def train_chunk(dataset_and_updates: tuple[Batch, int], agent: AbstractAgent) ->
     return eqx.combine(arrays, static), metrics
 
 
-def initialise(n_s: int, n_a: int, config: Config) -> Agent:
-    """A fresh agent for states of size `n_s` and actions of size `n_a`, determined by `config.seed`."""
+def initialise(
+    n_s: int, n_a: int, config: Config, make_critic: Callable[..., AbstractTransformerCritic] = make_critic
+) -> Agent:
+    """A fresh agent for states of size `n_s` and actions of size `n_a`, determined by `config.seed`; its critic is `make_critic(n_s, n_a,
+    config.critic, key=key)`.
+    """
     keys = seed_keys(config.seed)
     critic = make_critic(n_s, n_a, config.critic, key=keys.critic)
     target_critic = copy(critic)
