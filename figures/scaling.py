@@ -53,13 +53,12 @@ def labels_by_size(benchmark: Benchmark | None, method: str) -> list[str]:
 
 def tasks_of(benchmark: Benchmark, labels: Sequence[str]) -> list[str]:
     """Those on which every size was run: only they can be compared."""
-    return sorted(set.intersection(*({run.task for run in benchmark.of(label=label)} for label in labels)))
+    return sorted(set.intersection(*({run.task for run in benchmark.of(label=label)} for label in labels))) if labels else []
 
 
 def compared(benchmark: Benchmark | None, method: str) -> list[Run]:
-    """The runs of a method on these tasks: what is drawn."""
-    labels = labels_by_size(benchmark, method)
-    tasks = tasks_of(benchmark, labels) if labels else []
+    """The runs of a method that are drawn: those on the tasks on which every size was run."""
+    tasks = tasks_of(benchmark, labels_by_size(benchmark, method))
     return [run for run in sized(benchmark, method) if run.task in tasks]
 
 
@@ -123,8 +122,7 @@ def draw_ours(axis: Axes, benchmark: Benchmark | None) -> None:
     places: list[float] = []
     for method in KEYS:
         labels = labels_by_size(benchmark, method)
-        tasks = tasks_of(benchmark, labels) if labels else []
-        if tasks:
+        if tasks := tasks_of(benchmark, labels):
             x = [place(benchmark.of(label=label)) for label in labels]
             draw_points(axis, x, [of_seeds(benchmark, label, tasks) for label in labels], COLOURS[method], name(method))
             places += x

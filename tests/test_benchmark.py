@@ -366,6 +366,19 @@ def test_what_is_done_is_recorded(tql, capsys, tmp_path):
     assert [path.parent for path in (tmp_path / "records").rglob("config.json")] == [tmp_path / "records" / "pocket" / SECOND]
 
 
+@pytest.mark.parametrize(
+    "preset, commands",
+    [("search", ["search.py"]), ("gpu", ["table.py --preset gpu", "success.py --preset gpu"])]
+    + [("pocket", [f"{x}.py --preset pocket" for x in ("table", "success", "scaling")])],
+)
+def test_it_says_what_draws_the_runs_that_are_done(preset, commands, monkeypatch, capsys, tmp_path):
+    """The records' folder may have a space."""
+    monkeypatch.setattr(bench, "benchmark", lambda *_: Outcome([FIRST], [], []))
+    command_line.Benchmark(preset=preset, records=tmp_path / "my records")()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [f"python figures/{command} --data '{tmp_path / 'my records'}'" for command in commands]
+
+
 def test_a_failed_run_is_named_and_the_command_fails(tql, monkeypatch, capsys):
     monkeypatch.setattr(bench, "run_all", lambda *_, **__: Outcome([FIRST, SECOND], [LOST], []))
     with pytest.raises(SystemExit) as left:

@@ -17,6 +17,7 @@ from tql import __main__ as command_line
 from tql import run as runs
 from tql import run_directory
 from tql.__main__ import COMMANDS, Train, main, presets_of, train_defaults
+from tql.baselines.bc import BCConfig
 from tql.config import EXPECTED, METHODS, PRESETS, Config
 from tql.data import Batch
 
@@ -282,10 +283,12 @@ def test_a_method_that_cannot_be_imported_is_one_line(tql, monkeypatch):
 
 
 def test_a_method_under_two_names_is_one_line(tql, monkeypatch):
-    """A copied file whose settings still carry the old name would train the old method."""
+    """A copied file whose settings still carry the old name would train the old method; so would one that inherits no name."""
     monkeypatch.setitem(METHODS, "mine", "tql.baselines.bc.BC")
     answer = is_one_line(tql("train", MAZE, "--method", "mine"))
-    assert "BCConfig of tql.baselines.bc.BC says that its method is 'bc'" in answer and "'mine'" in answer
+    assert 'BCConfig of tql.baselines.bc.BC needs the line `method: ClassVar[str] = "mine"`' in answer and "it has 'bc'" in answer
+    monkeypatch.delattr(BCConfig, "method")
+    assert "it has None" in is_one_line(tql("train", MAZE, "--method", "mine"))
 
 
 def test_the_last_of_repeated_options_counts(monkeypatch, tql):

@@ -227,10 +227,11 @@ class Benchmark:
             raise ValueError(f"--minutes {self.minutes} must be above 0, and --processes {self.processes} at least 1.")
         outcome = benchmark(self.preset, self.only, self.minutes, self.processes, self.estimate, self.records)
         if outcome is not None and outcome.done:
-            drawn = {"pocket": ("table", "success", "scaling"), "search": ("search",)}.get(self.preset, ("table", "success"))
-            of = "" if self.preset == "search" else f" --preset {self.preset}"
-            print("Draw them (search.py beside the records of pocket):" if not of else "Draw them:")
-            print(*(f"  python figures/{script}.py{of} --data {shlex.quote(str(self.records))}" for script in drawn), sep="\n")
+            scripts = {"pocket": ("table", "success", "scaling"), "search": ("search",)}.get(self.preset, ("table", "success"))
+            options = ["--data", str(self.records)] if self.preset == "search" else ["--preset", self.preset, "--data", str(self.records)]
+            print("Draw them:" if self.preset != "search" else "Draw them, beside the records of pocket:")
+            for script in scripts:
+                print(f"  python figures/{script}.py {shlex.join(options)}")
         if outcome is not None and outcome.failed:
             sys.exit(1)
 

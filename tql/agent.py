@@ -75,7 +75,7 @@ class AbstractAgent(eqx.Module):
 
 def method_class(method: str) -> type[AbstractAgent]:
     """Imports the method of that name. Raises `ValueError` for a name that `config.METHODS` does not have, for a place where it is not,
-    and for settings that are another method's.
+    and for settings that do not carry the name.
     """
     if method not in METHODS:
         raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}.")
@@ -86,9 +86,9 @@ def method_class(method: str) -> type[AbstractAgent]:
         if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0] and error.name != module:
             raise  # something that the method itself imports
         raise ValueError(f"{method} is {METHODS[method]} in METHODS of tql/config.py, but {error}; is its folder on PYTHONPATH?") from None
-    if found.Config.method != method:
-        said = f"{found.Config.__name__} of {METHODS[method]} says that its method is '{found.Config.method}'"
-        raise ValueError(f"{said}, and METHODS of tql/config.py calls it '{method}'; the two must be the same.")
+    if (said := getattr(found.Config, "method", None)) != method:
+        needed = f'{found.Config.__name__} of {METHODS[method]} needs the line `method: ClassVar[str] = "{method}"`'
+        raise ValueError(f"{needed}, its name in METHODS of tql/config.py; it has {said!r}.")
     return found
 
 

@@ -159,11 +159,10 @@ def permutation_p(
     level with few seeds: 3 against 3 runs of one task cannot go below .1, of two tasks not below .005.
     """
     rng = np.random.default_rng(seed)
-    counts(x), counts(y)  # an error where a task has no run
+    d = difference(x, y)
     of_task = [divisions(a[~np.isnan(a)], b[~np.isnan(b)], rng, most) for a, b in zip(x.T, y.T, strict=True)]
-    d = sum(differences[0] for differences in of_task)
     if prod(map(len, of_task)) <= most:
-        d_pi = reduce(np.add.outer, of_task)
+        d_pi = reduce(np.add.outer, of_task) / len(of_task)
     else:
-        d_pi = np.append(sum(rng.choice(differences, most - 1) for differences in of_task), d)
+        d_pi = np.append(sum(rng.choice(differences, most - 1) for differences in of_task) / len(of_task), d)
     return float(np.mean(np.abs(d_pi) >= abs(d) - 1e-9))
