@@ -1,13 +1,14 @@
 """Every equation of TQL once more: float64 NumPy, loops, no jax.
 
-This is the independent route of the tests. It was written from descriptions of the equations, not from
-`tql/`, and is meant to be read beside the paper: a loop over layers, heads, queries and keys where the
-package has an einsum, a mean that is a loop and a division. `test_reference.py` holds it against golden
-numbers, `test_parity.py` holds the package against it.
+This is the independent route of the tests. It was written from descriptions of the equations, not
+from `tql/`, and is meant to be read beside the paper: a loop over layers, heads, queries and keys
+where the package has an einsum, a mean that is a loop and a division. `test_reference.py` holds it
+against golden numbers, `test_parity.py` holds the package against it.
 
-Parameters are plain dicts, name -> array, with kernels stored (input, output): y = x @ kernel + bias.
-Names: `block0/query/kernel` (d_model, heads, d_head), `head1/out/bias`, ...; `init_critic` lists them all.
-An actor is an MLP with `layer{i}/kernel|bias` and `norm{i}/scale|bias`. Sizes are named as in `tql/`.
+Parameters are plain dicts, name -> array, with kernels stored (input, output): y = x @ kernel +
+bias. Names: `block0/query/kernel` (d_model, heads, d_head), `head1/out/bias`, ...; `init_critic`
+lists them all. An actor is an MLP with `layer{i}/kernel|bias` and `norm{i}/scale|bias`. Sizes are
+named as in `tql/`.
 """
 
 import math
@@ -20,7 +21,6 @@ from jaxtyping import Float
 
 Array = np.ndarray
 Params = dict[str, Array]
-Q = Callable[[Float[Array, " n_a"]], float]
 
 LAYER_NORM_EPS = 1e-6
 ADAM_B1, ADAM_B2, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -38,7 +38,8 @@ def layer_norm(p: Params, name: str, x: Float[Array, " width"]) -> Float[Array, 
     """(x - mean) / sqrt(var + eps) * scale + bias, with the biased variance."""
     mean = sum(x) / len(x)
     variance = sum((x - mean) ** 2) / len(x)
-    return (x - mean) / math.sqrt(variance + LAYER_NORM_EPS) * p[f"{name}/scale"] + p[f"{name}/bias"]
+    x = (x - mean) / math.sqrt(variance + LAYER_NORM_EPS)
+    return x * p[f"{name}/scale"] + p[f"{name}/bias"]
 
 
 def gelu(x: Float[Array, " width"]) -> Float[Array, " width"]:
@@ -75,7 +76,9 @@ def count(p: Params, pattern: str) -> int:
     return i
 
 
-def tokens(p: Params, s: Float[Array, " n_s"], a: Float[Array, " n_a"]) -> Float[Array, "n d_model"]:
+def tokens(
+    p: Params, s: Float[Array, " n_s"], a: Float[Array, " n_a"]
+) -> Float[Array, "n d_model"]:
     """[VALUE], then the state scalars, then the action scalars. [VALUE] gets no embedding."""
     rows = [p["value_token"]]
     for kind, scalars in (("state", s), ("action", a)):
@@ -122,7 +125,8 @@ def critic(p: Params, s: Float[Array, " n_s"], a: Float[Array, " n_a"]) -> Criti
     all_logits, all_tokens = [], []
     for layer in range(count(p, "block{}/query/kernel")):
         block = f"block{layer}"
-        attended, logits = attention(p, block, np.array([layer_norm(p, f"{block}/attn_norm", row) for row in x]))
+        normed = np.array([layer_norm(p, f"{block}/attn_norm", row) for row in x])
+        attended, logits = attention(p, block, normed)
         x = x + attended
         for i, row in enumerate(x):
             hidden = gelu(affine(p, f"{block}/mlp_in", layer_norm(p, f"{block}/mlp_norm", row)))
@@ -137,7 +141,9 @@ def critic(p: Params, s: Float[Array, " n_s"], a: Float[Array, " n_a"]) -> Criti
     return Critic(np.array(q), np.array(all_logits), np.array(all_tokens), value_token)
 
 
-def critic_batch(p: Params, states: Float[Array, "batch n_s"], actions: Float[Array, "batch n_a"]) -> Critic:
+def critic_batch(
+    p: Params, states: Float[Array, "batch n_s"], actions: Float[Array, "batch n_a"]
+) -> Critic:
     """`critic` for every row; all fields get a leading batch axis."""
     rows = [critic(p, s, a) for s, a in zip(states, actions, strict=True)]
     return Critic(*(np.array(field) for field in zip(*rows, strict=True)))
@@ -180,19 +186,25 @@ def group_entropies(logits: Float[Array, "batch layers heads n n"]) -> Float[Arr
 
 
 def attention_loss(temperature: Float[Array, "layers 2"], H: Float[Array, "layers 2"]) -> float:
-    """mean(-alpha H). Constant alpha: the fixed penalty. All entries equal: the single temperature."""
+    """mean(-alpha H). Constant alpha: the fixed penalty. All entries equal: the single
+    temperature."""
     return sum(-t * h for t, h in zip(temperature.flat, H.flat, strict=True)) / H.size
 
 
 def temperature_loss(
-    temperature: Float[Array, "layers 2"], H: Float[Array, "layers 2"], target: Float[Array, "layers 2"]
+    temperature: Float[Array, "layers 2"],
+    H: Float[Array, "layers 2"],
+    target: Float[Array, "layers 2"],
 ) -> float:
     """mean(alpha (H - target))."""
-    return sum(t * (h - g) for t, h, g in zip(temperature.flat, H.flat, target.flat, strict=True)) / H.size
+    entries = zip(temperature.flat, H.flat, target.flat, strict=True)
+    return sum(t * (h - g) for t, h, g in entries) / H.size
 
 
 def temperature_gradient(
-    temperature: Float[Array, "layers 2"], H: Float[Array, "layers 2"], target: Float[Array, "layers 2"]
+    temperature: Float[Array, "layers 2"],
+    H: Float[Array, "layers 2"],
+    target: Float[Array, "layers 2"],
 ) -> Float[Array, "layers 2"]:
     """d temperature_loss / d log alpha = alpha (H - target) / (2 layers), in closed form."""
     return temperature * (H - target) / (2 * len(H))
@@ -209,7 +221,8 @@ def default_target(n_s: int, n_a: int, layers: int) -> Float[Array, "layers 2"]:
 
 
 def actor(p: Params, *inputs: Float[Array, " _"]) -> Float[Array, " n_a"]:
-    """MLP of the concatenated inputs: affine, GELU, LayerNorm, ..., affine. `flow` takes s, x, [t]; `one_step` s, z."""
+    """MLP of the concatenated inputs: affine, GELU, LayerNorm, ..., affine. `flow` takes s, x, [t];
+    `one_step` s, z."""
     x = np.concatenate(inputs)
     hidden = count(p, "norm{}/scale")
     for i in range(hidden):
@@ -225,19 +238,25 @@ def next_actions(
     one_step: Params, next_states: Float[Array, "batch n_s"], z: Float[Array, "batch n_a"]
 ) -> Float[Array, "batch n_a"]:
     """a' = clip(mu(s', z))."""
-    return np.array([clip(actor(one_step, s, noise)) for s, noise in zip(next_states, z, strict=True)])
+    rows = zip(next_states, z, strict=True)
+    return np.array([clip(actor(one_step, s, noise)) for s, noise in rows])
 
 
 def td_targets(
-    rewards: Float[Array, " batch"], masks: Float[Array, " batch"], next_q: Float[Array, "batch K"], discount: float
+    r: Float[Array, " batch"],
+    m: Float[Array, " batch"],
+    next_q: Float[Array, "batch K"],
+    gamma: float,
 ) -> Float[Array, " batch"]:
-    """y = r + gamma * mask * mean_k Q_target_k(s', a')."""
-    return np.array([r + discount * m * sum(q) / len(q) for r, m, q in zip(rewards, masks, next_q, strict=True)])
+    """y = r + gamma * m * mean_k Q_target_k(s', a')."""
+    rows = zip(r, m, next_q, strict=True)
+    return np.array([r + gamma * m * sum(q) / len(q) for r, m, q in rows])
 
 
 def td_loss(q: Float[Array, "batch ensemble"], y: Float[Array, " batch"]) -> float:
     """Mean over batch and heads of (Q_k(s, a) - y)^2."""
-    return sum((q_k - target) ** 2 for heads, target in zip(q, y, strict=True) for q_k in heads) / q.size
+    rows = zip(q, y, strict=True)
+    return sum((q_k - target) ** 2 for heads, target in rows for q_k in heads) / q.size
 
 
 def mean_squared(x: Float[Array, "batch n_a"], y: Float[Array, "batch n_a"]) -> float:
@@ -251,7 +270,8 @@ def flow_matching_loss(
     x_0: Float[Array, "batch n_a"],
     t: Float[Array, " batch"],
 ) -> float:
-    """x_t = (1 - t) x_0 + t a; mean over batch and action dimensions of |v(s, x_t, t) - (a - x_0)|^2."""
+    """x_t = (1 - t) x_0 + t a; mean over batch and action dimensions of |v(s, x_t, t) - (a -
+    x_0)|^2."""
     velocity = []
     for b in range(len(states)):
         x_t = (1 - t[b]) * x_0[b] + t[b] * actions[b]
@@ -259,8 +279,11 @@ def flow_matching_loss(
     return mean_squared(np.array(velocity), actions - x_0)
 
 
-def flow_action(flow: Params, s: Float[Array, " n_s"], z: Float[Array, " n_a"], steps: int = 10) -> Float[Array, " n_a"]:
-    """Euler's method from x = z with t = i / steps, nothing clipped on the way; the end is clipped."""
+def flow_action(
+    flow: Params, s: Float[Array, " n_s"], z: Float[Array, " n_a"], steps: int = 10
+) -> Float[Array, " n_a"]:
+    """Euler's method from x = z with t = i / steps, nothing clipped on the way; the end is
+    clipped."""
     x = z
     for i in range(steps):
         x = x + actor(flow, s, x, np.array([i / steps])) / steps
@@ -273,13 +296,17 @@ def distillation_loss(
     z: Float[Array, "batch n_a"],
     teacher: Float[Array, "batch n_a"],
 ) -> float:
-    """Mean over batch and action dimensions of |mu(s, z) - teacher|^2; the student is not clipped."""
+    """Mean over batch and action dimensions of |mu(s, z) - teacher|^2; the student is not
+    clipped."""
     student = [actor(one_step, s, noise) for s, noise in zip(states, z, strict=True)]
     return mean_squared(np.array(student), teacher)
 
 
 def actor_q_loss(
-    one_step: Params, critic_params: Params, states: Float[Array, "batch n_s"], z: Float[Array, "batch n_a"]
+    one_step: Params,
+    critic_params: Params,
+    states: Float[Array, "batch n_s"],
+    z: Float[Array, "batch n_a"],
 ) -> float:
     """- mean over batch and heads of Q_k(s, clip(mu(s, z)))."""
     q = critic_batch(critic_params, states, next_actions(one_step, states, z)).q
@@ -292,7 +319,8 @@ def actor_q_loss(
 def critic_decayed(layers: int, ensemble: int) -> set[str]:
     """Weight decay touches these leaves of the critic and no others."""
     blocks = {f"block{i}/{name}/kernel" for i in range(layers) for name in CRITIC_MAPS}
-    return blocks | {f"head{k}/{name}/kernel" for k in range(ensemble) for name in ("hidden", "out")}
+    heads = range(ensemble)
+    return blocks | {f"head{k}/{name}/kernel" for k in heads for name in ("hidden", "out")}
 
 
 def actor_decayed(hidden_layers: int) -> set[str]:
@@ -300,7 +328,8 @@ def actor_decayed(hidden_layers: int) -> set[str]:
 
 
 def learning_rate(updates_made: int, peak: float, warmup: int, total: int) -> float:
-    """1 % to 100 % in `warmup` updates, cosine to 10 %, flat. The cosine ends at total - warmup, as in the paper's code."""
+    """1 % to 100 % in `warmup` updates, cosine to 10 %, flat. The cosine ends at total - warmup, as
+    in the paper's code."""
     if updates_made < warmup:
         return peak * (0.01 + 0.99 * updates_made / warmup)
     progress = min((updates_made - warmup) / (total - 2 * warmup), 1.0)
@@ -317,11 +346,13 @@ class Adam(NamedTuple):
 
 
 def adam_start(p: Params) -> Adam:
-    return Adam(p, {k: np.zeros(v.shape) for k, v in p.items()}, {k: np.zeros(v.shape) for k, v in p.items()}, 0)
+    zeros = {name: np.zeros(x.shape) for name, x in p.items()}
+    return Adam(p, zeros, dict(zeros), 0)
 
 
 def adamw_step(state: Adam, gradient: Params, rate: float, decay: float, decayed: set[str]) -> Adam:
-    """p <- p - rate (m_hat / (sqrt(v_hat) + eps) + decay p), the last term for decayed leaves only."""
+    """p <- p - rate (m_hat / (sqrt(v_hat) + eps) + decay p), the last term for decayed leaves
+    only."""
     step = state.updates + 1
     params, mean, square = {}, {}, {}
     for name, g in gradient.items():
@@ -337,8 +368,10 @@ def adamw_step(state: Adam, gradient: Params, rate: float, decay: float, decayed
 
 
 def polyak(target: Params, critic_before_update: Params, tau: float) -> Params:
-    """target <- tau * critic + (1 - tau) * target, with the critic from *before* the update's optimiser step."""
-    return {name: tau * critic_before_update[name] + (1 - tau) * old for name, old in target.items()}
+    """target <- tau * critic + (1 - tau) * target, with the critic from *before* the update's
+    optimiser step."""
+    online = critic_before_update
+    return {name: tau * online[name] + (1 - tau) * old for name, old in target.items()}
 
 
 # ---------------------------------------------------------------- initialisation
@@ -350,7 +383,8 @@ def lecun_normal_std(fan_in: int) -> float:
 
 
 def lecun_normal_limit(fan_in: int) -> float:
-    """The largest possible entry: the normal is cut at 2 sigma and then widened to the standard deviation above."""
+    """The largest possible entry: the normal is cut at 2 sigma and then widened to the standard
+    deviation above."""
     normal = NormalDist()
     variance_after_cut = 1 - 2 * 2 * normal.pdf(2) / (normal.cdf(2) - normal.cdf(-2))
     return 2 * lecun_normal_std(fan_in) / math.sqrt(variance_after_cut)
@@ -362,14 +396,26 @@ def glorot_uniform_std(fan_in: int, fan_out: int) -> float:
 
 
 def init_critic(
-    rng: np.random.Generator, *, n_s: int, n_a: int, d_model: int, heads: int, layers: int, ensemble: int
+    rng: np.random.Generator,
+    *,
+    n_s: int,
+    n_a: int,
+    d_model: int,
+    heads: int,
+    layers: int,
+    ensemble: int,
 ) -> Params:
-    """Every leaf of a critic by name, all drawn: no bias is 0 and no scale 1, so that no term can vanish in a test."""
+    """Every leaf of a critic by name, all drawn: no bias is 0 and no scale 1, so that no term can
+    vanish in a test."""
     d, d_head = d_model, d_model // heads
     shapes = {f"{kind}_projection": (1, d) for kind in ("state", "action")}
     for i in range(layers):
         shapes |= {f"block{i}/{name}": (d, heads, d_head) for name in ("query", "key", "value")}
-        shapes |= {f"block{i}/attn_out": (d, d), f"block{i}/mlp_in": (d, 4 * d), f"block{i}/mlp_out": (4 * d, d)}
+        shapes |= {
+            f"block{i}/attn_out": (d, d),
+            f"block{i}/mlp_in": (d, 4 * d),
+            f"block{i}/mlp_out": (4 * d, d),
+        }
     for k in range(ensemble):
         shapes |= {f"head{k}/hidden": (d, d // 2), f"head{k}/out": (d // 2, 1)}
     p = {}
@@ -379,32 +425,20 @@ def init_critic(
     p["position_embedding"] = rng.normal(size=(n_s + n_a, d)) * 0.5
     for name in ("state_modality_embedding", "action_modality_embedding", "value_token"):
         p[name] = rng.normal(size=d) * 0.5
-    for name in ["final_norm"] + [f"block{i}/{norm}" for i in range(layers) for norm in ("attn_norm", "mlp_norm")]:
+    for name in ["final_norm"] + [
+        f"block{i}/{norm}" for i in range(layers) for norm in ("attn_norm", "mlp_norm")
+    ]:
         p[f"{name}/scale"] = rng.uniform(0.5, 1.5, size=d)
         p[f"{name}/bias"] = rng.normal(size=d) * 0.3
     return p
 
 
-# ---------------------------------------------------------------- analysis and evaluation
-
-
-def landscape(q: Q, a: Float[Array, " n_a"], i: int, j: int, points: int = 11) -> Float[Array, "points points"]:
-    """Q at offsets in [-0.5, 0.5] of a_i (rows) and a_j (columns) around a, whose two coordinates are first
-    clipped to [-0.5, 0.5] so that the grid stays in [-1, 1]."""
-    centre = np.array(a)
-    centre[[i, j]] = np.clip(centre[[i, j]], -0.5, 0.5)
-    grid = np.zeros((points, points))
-    for row, d_i in enumerate(np.linspace(-0.5, 0.5, points)):
-        for column, d_j in enumerate(np.linspace(-0.5, 0.5, points)):
-            action = centre.copy()
-            action[i] += d_i
-            action[j] += d_j
-            grid[row, column] = q(action)
-    return grid
+# ---------------------------------------------------------------- analysis
 
 
 def roughness(grid: Float[Array, "rows columns"]) -> float:
-    """Mean squared second difference along both axes, divided by the (biased) variance over the grid."""
+    """Mean squared second difference along both axes, divided by the (biased) variance over the
+    grid."""
     squares = []
     for lines in (grid, grid.T):
         for line in lines:
@@ -421,26 +455,24 @@ def turning_points(line: Float[Array, " points"]) -> int:
     return sum(before != after for before, after in zip(signs[:-1], signs[1:], strict=True))
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a rate: where |p_hat - p| = z sqrt(p (1 - p) / n), solved for p."""
-    z, p = NormalDist().inv_cdf(0.975), successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return centre - half, centre + half
-
-
 # ---------------------------------------------------------------- derivatives
 
 
-def gradient(f: Callable[[Array], float], x: Float[Array, " n"], step: float = 1e-5) -> Float[Array, " n"]:
+def gradient(
+    f: Callable[[Array], float], x: Float[Array, " n"], step: float = 1e-5
+) -> Float[Array, " n"]:
     """Central differences, one coordinate at a time; good to about 1e-9 where f is smooth."""
     return np.array([(f(x + step * e) - f(x - step * e)) / (2 * step) for e in np.eye(len(x))])
 
 
 def slope(f: Callable[[Params], float], p: Params, direction: Params, step: float = 1e-5) -> float:
-    """d/dh f(p + h * direction) at 0 by central differences: checks a gradient with many entries at once."""
+    """d/dh f(p + h * direction) at 0 by central differences: checks a gradient with many entries at
+    once."""
 
     def moved(h: float) -> Params:
-        return {name: value + h * direction[name] if name in direction else value for name, value in p.items()}
+        return {
+            name: value + h * direction[name] if name in direction else value
+            for name, value in p.items()
+        }
 
     return (f(moved(step)) - f(moved(-step))) / (2 * step)

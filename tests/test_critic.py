@@ -35,7 +35,7 @@ def plain(critic, s, a):
 def test_last_block_for_the_value_row_alone(x64, getkey, layers):
     """Values, logits, and the gradient of both to every weight and to (s, a)."""
     rng = np.random.default_rng(layers)
-    draw = lambda x: jnp.array(rng.normal(size=x.shape) / math.sqrt(x.shape[-1])) if eqx.is_array(x) else x
+    draw = lambda x: jnp.array(rng.normal(size=x.shape) / math.sqrt(x.shape[-1]))
     critic = jax.tree.map(draw, make(getkey, layers=layers))
     s, a, weights = (jnp.array(rng.normal(size=shape)) for shape in (N_S, N_A, (layers, 2)))
 
@@ -47,27 +47,37 @@ def test_last_block_for_the_value_row_alone(x64, getkey, layers):
     def run(route):
         return eqx.filter_value_and_grad(scalar, has_aux=True)((critic, s, a), route)
 
-    ours, whole, alone = eqx.filter_jit(lambda: (run(Critic.with_attention), run(plain), critic(s, a)))()
+    three = lambda: (run(Critic.with_attention), run(plain), critic(s, a))
+    ours, whole, alone = eqx.filter_jit(three)()
     for fast, slow in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-12)
     (_, (q, logits)), (grads, _, _) = ours
-    assert min(np.abs(g).max() for g in (grads.tokenizer.v, grads.blocks[-1].attention.query.weight)) > 1e-3
+    seen = (grads.tokenizer.v, grads.blocks[-1].attention.query.weight)
+    assert min(np.abs(g).max() for g in seen) > 1e-3
     np.testing.assert_allclose(alone, q, rtol=0, atol=1e-12)
     assert q.shape == (3,) and logits.shape == (layers, 2, 9, 9)
 
 
 def test_members_of_the_ensemble_differ(getkey):
     """They share the transformer and start from different heads."""
-    q = eqx.filter_jit(lambda key: make(lambda: key, d_model=32, layers=1)(jnp.ones(N_S), jnp.ones(N_A)))(getkey())
+    q = make(getkey, d_model=32, layers=1)(jnp.ones(N_S), jnp.ones(N_A))
     assert len(set(q.tolist())) == 3
 
 
 @pytest.mark.parametrize(
     ("s", "a", "named"),
-    [((4,), (3,), "a"), ((5,), (4,), "a"), ((2, 5), (2, 3), "s"), ((), (3,), "s"), ((5,), (3, 1), "a")],
+    [
+        ((4,), (3,), "s"),
+        ((5,), (4,), "a"),
+        ((3,), (5,), "s"),
+        ((2, 5), (2, 3), "s"),
+        ((), (3,), "s"),
+        ((5,), (3, 1), "a"),
+    ],
 )
 def test_wrong_shapes_fail_at_the_door(getkey, s, a, named):
-    """A batch too: the critic is for one (s, a)."""
+    """State and action exchanged, though their sizes add up; and a batch, because the critic is for
+    one (s, a)."""
     critic = make(getkey, layers=1)
     for call in (critic.__call__, critic.with_attention):
         with pytest.raises(TypeCheckError) as error:
@@ -97,25 +107,30 @@ except Exception as error:
     print("stopped")
 """
     environment = os.environ | {"JAXTYPING_DISABLE": disable, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == outcome
+    how = dict(env=environment, capture_output=True, text=True, check=True)
+    assert subprocess.run([sys.executable, "-c", code], **how).stdout.strip() == outcome
 
 
 def test_heads(getkey):
     """32 channels per head unless given."""
     shapes = lambda **settings: eqx.filter_eval_shape(lambda: make(getkey, **settings))
-    assert shapes(d_model=64, heads=None).blocks[0].heads == 2
-    assert shapes(d_model=12, heads=4).blocks[0].heads == 4
-    with pytest.raises(ValueError, match="d_model 48 is not a multiple of 32"):
-        make(getkey, d_model=48, heads=None)
-    with pytest.raises(ValueError, match="d_model 6 is not a multiple of heads 4"):
+    assert shapes(d_model=64, heads=None).blocks[0].attention.heads == 2
+    assert shapes(d_model=12, heads=4).blocks[0].attention.heads == 4
+    with pytest.raises(ValueError, match="d_model 6 is not a multiple of the number of heads 4"):
         make(getkey, heads=4)
 
 
-@pytest.mark.parametrize("nothing", [{"layers": 0}, {"ensemble": 0}])
-def test_a_critic_without_layers_or_heads(getkey, nothing):
-    with pytest.raises(ValueError, match="at least one layer and one Q head"):
-        make(getkey, **nothing)
+@pytest.mark.parametrize("wrong", [{"layers": 0}, {"ensemble": 0}, {"d_model": 48, "heads": None}])
+def test_sizes_that_do_not_fit(getkey, wrong):
+    with pytest.raises(ValueError, match="needs a layer, a Q head, and a d_model") as error:
+        make(getkey, **wrong)
+    assert all(f"{name} {x}" in str(error.value) for name, x in wrong.items() if x is not None)
+
+
+def test_a_whole_critic_is_not_a_factory(getkey):
+    """Issue: `make_tokenizer=Critic`, the obvious try, says what a factory gets."""
+    with pytest.raises(ValueError, match=r"Critic\(n_s.*is built as Critic\(5, 3, 6, key=\.\.\.\)"):
+        make(getkey, make_tokenizer=Critic)
 
 
 def test_the_seam_cannot_be_built():

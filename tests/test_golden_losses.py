@@ -1,9 +1,12 @@
-"""Losses, gradients, optimiser steps and target updates against the reference's own: `golden/losses.npz`.
+"""Losses, gradients, optimiser steps and target updates against the reference's own:
+`golden/losses.npz`.
 
-The batch, the weights and the noise of every update are the file's; what is compared is computed by `tql.loop` alone.
+The batch, the weights and the noise of every update are the file's; what is compared is computed by
+`tql.loop` alone.
 """
 
 import re
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -11,16 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from flax_names import critic_from_arrays, foreign_name, path_of
 
 from tql import loop, optimise
-from tql.checkpoint import critic_from_arrays, foreign_name
-from tql.config import ActorConfig, Config, ControlConfig, CriticConfig
-from tql.data import Batch
+from tql.batch import Transition
+from tql.config import ActorConfig, ControlConfig, CriticConfig, TQLConfig
+from tql.entropy_controller import AbstractEntropyController, NoControl, Target
 from tql.flow_actor import Noise
-from tql.linear import decayed
+from tql.layers import decayed
+from tql.optimise import Learner, polyak, value_and_grad
 
-BATCH = ("observations", "actions", "rewards", "masks", "next_observations")
-NETWORKS = {"critic": "critic", "target_critic": "target_critic", "actor.flow": "bc_flow", "actor.one_step": "one_step"}
+BATCH = {
+    **{"s": "observations", "a": "actions", "r": "rewards", "m": "masks"},
+    "s_next": "next_observations",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +37,10 @@ def golden():
 
 
 def config(golden, schedule="fast"):
-    c = {name.rpartition("/")[2]: x.item() for name, x in golden.items() if name.startswith(f"{schedule}_schedule/config/")}
+    prefix = f"{schedule}_schedule/config/"
+    c = {name.removeprefix(prefix): x.item() for name, x in golden.items() if prefix in name}
     steps, warmup = int(c["train_steps"]), int(c["warmup"])
-    return Config(
+    return TQLConfig(
         task="cube-double-play-singletask-v0",
         steps=steps,
         batch_size=16,
@@ -46,19 +54,16 @@ def config(golden, schedule="fast"):
         critic=CriticConfig(d_model=64),
         actor=ActorConfig(hidden=(32, 32, 32, 32), alpha_bc=golden["config/alpha"].item()),
         control=ControlConfig(target=tuple(map(tuple, golden["config/entropy_target"].tolist()))),
-        **{"updates_per_call": 1, "log_every": steps, "checkpoint_every": steps, "evaluate_every": steps},
+        updates_per_call=1,
     )
 
 
 def mlp(like, arrays):
     """Our MLP with the arrays `layer{i}/kernel|bias` and `norm{i}/scale|bias`."""
-    for i in range(len(like.layers)):
-        pair = arrays[f"layer{i}/kernel"].T, arrays[f"layer{i}/bias"]
-        like = eqx.tree_at(lambda m: (m.layers[i].weight, m.layers[i].bias), like, tuple(map(jnp.asarray, pair)))
-    for i in range(len(like.norms)):
-        pair = arrays[f"norm{i}/scale"], arrays[f"norm{i}/bias"]
-        like = eqx.tree_at(lambda m: (m.norms[i].weight, m.norms[i].bias), like, tuple(map(jnp.asarray, pair)))
-    return like
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [plain_name("mlp", path_of(path)) for path, _ in leaves]
+    ours = [arrays[name].T if name.endswith("kernel") else arrays[name] for name in names]
+    return jax.tree_util.tree_unflatten(structure, list(map(jnp.asarray, ours)))
 
 
 def agent(golden, dtype, schedule="fast"):
@@ -66,46 +71,63 @@ def agent(golden, dtype, schedule="fast"):
 
     def arrays(network):
         prefix = f"params/{network}/"
-        return {name.removeprefix(prefix): x.astype(dtype) for name, x in golden.items() if name.startswith(prefix)}
+        found = {name: x for name, x in golden.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): x.astype(dtype) for name, x in found.items()}
 
-    fresh = loop.initialise(7, 3, config(golden, schedule))
-    if dtype == np.float64:  # with integer counters optax computes rates in float32, 1e-6 off; the golden ones are exact
-        as_float = lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.integer) else x
-        states = lambda a: (a.critic_state, a.controller_state, a.actor_state)
+    fresh = loop.TQL.create(7, 3, config(golden, schedule))
+    if dtype == np.float64:
+        # With integer counters optax computes rates in float32, 1e-6 off; golden ones are exact.
+        is_count = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
+        as_float = lambda x: x.astype(float) if is_count(x) else x
+        states = lambda a: [x.optimiser_state for x in (a.critic, a.controller, a.actor)]
         fresh = eqx.tree_at(states, fresh, jax.tree.map(as_float, states(fresh)))
+    actor = fresh.actor.model
     return eqx.tree_at(
-        lambda a: (a.critic, a.target_critic, a.actor.flow, a.actor.one_step, a.controller.log_alpha),
+        networks,
         fresh,
-        (
-            critic_from_arrays(arrays("critic"), 2),
-            critic_from_arrays(arrays("target_critic"), 2),
-            mlp(fresh.actor.flow, arrays("bc_flow")),
-            mlp(fresh.actor.one_step, arrays("one_step")),
+        [
+            critic_from_arrays(arrays("critic"), 2, 7),
+            critic_from_arrays(arrays("target_critic"), 2, 7),
+            mlp(actor.flow, arrays("bc_flow")),
+            mlp(actor.one_step, arrays("one_step")),
             jnp.asarray(golden["params/temperature_raw"].astype(dtype)),
-        ),
+        ],
     )
 
 
+def networks(agent):
+    """What learns, in the order of `NETWORKS`, and the temperatures."""
+    actor = agent.actor.model
+    critics = [agent.critic.model, agent.target_critic]
+    return [*critics, actor.flow, actor.one_step, agent.controller.model.log_alpha]
+
+
+NETWORKS = ("critic", "target_critic", "bc_flow", "one_step")
+
+
 def batch(golden, dtype):
-    rows = {name: jnp.asarray(golden[f"batch/{name}"].astype(dtype)) for name in BATCH}
-    return Batch(**rows, next_actions=jnp.full_like(rows["actions"], jnp.nan))  # the flow actor must not look at it
+    rows = {
+        ours: jnp.asarray(golden[f"batch/{name}"].astype(dtype)) for ours, name in BATCH.items()
+    }
+    # The flow actor must not look at the dataset's next action.
+    return Transition(**rows, a_next=jnp.full_like(rows["a"], jnp.nan))
 
 
 def noise(golden, k, dtype):
-    x = {name: jnp.asarray(golden[f"noise/update{k}/{name}"].astype(dtype)) for name in ("next_action", "flow_x0", "one_step")}
-    return Noise(x["next_action"], x["flow_x0"], jnp.asarray(golden[f"noise/update{k}/flow_t"].astype(dtype)[:, 0]), x["one_step"])
+    drawn = lambda name: jnp.asarray(golden[f"noise/update{k}/{name}"].astype(dtype))
+    t = drawn("flow_t")[:, 0]
+    return Noise(drawn("next_action"), drawn("flow_x0"), t, drawn("one_step"))
 
 
 def leaves(agent):
     """Every trained array under its golden name, flat in the golden order."""
-    out = {"temperature_raw": np.asarray(agent.controller.log_alpha).ravel()}
-    for path, network in NETWORKS.items():
-        model = agent
-        for part in path.split("."):
-            model = getattr(model, part)
-        for keypath, x in jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
-            name = plain_name(network, jax.tree_util.keystr(keypath).lstrip("."))
-            out[f"{network}/{name}"] = np.asarray(x.reshape(x.shape[0], -1).T if name.endswith("kernel") else x).ravel()
+    *models, log_alpha = networks(agent)
+    out = {"temperature_raw": np.asarray(log_alpha).ravel()}
+    for network, model in zip(NETWORKS, models, strict=True):
+        for path, x in jax.tree_util.tree_leaves_with_path(model):
+            name = plain_name(network, path_of(path))
+            x = x.reshape(x.shape[0], -1).T if name.endswith("kernel") else x
+            out[f"{network}/{name}"] = np.asarray(x).ravel()
     return out
 
 
@@ -113,23 +135,23 @@ def plain_name(network, path):
     if "critic" in network:
         return foreign_name(path)
     kind, i, field = re.fullmatch(r"(layer|norm)s\[(\d)\]\.(weight|bias)", path).groups()
-    return f"{kind}{i}/{'bias' if field == 'bias' else {'layer': 'kernel', 'norm': 'scale'}[kind]}"
+    field = {"layerweight": "kernel", "normweight": "scale"}.get(kind + field, field)
+    return f"{kind}{i}/{field}"
 
 
 def losses_and_gradients(agent, batch, noise):
-    c = agent.config
-    (_, (H, critic_metrics)), of_critic = eqx.filter_value_and_grad(loop.critic_loss, has_aux=True)(
-        agent.critic, agent.target_critic, agent.actor, agent.controller, batch, noise, c.discount
-    )
-    (_, temperature), of_controller = eqx.filter_value_and_grad(loop.temperature_loss, has_aux=True)(agent.controller, H)
-    (_, actor), of_actor = eqx.filter_value_and_grad(loop.actor_loss, has_aux=True)(
-        agent.actor, agent.critic, batch, noise, c.actor.alpha_bc
-    )
-    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(agent.target_critic, eqx.is_inexact_array))
-    grads = eqx.tree_at(
-        lambda a: (a.critic, a.target_critic, a.actor, a.controller), agent, (of_critic, nothing, of_actor, of_controller)
-    )
-    return critic_metrics | temperature | actor, grads
+    """The metrics, and an agent with gradients in the place of its networks."""
+    c, critic, actor = agent.config, agent.critic.model, agent.actor.model
+    held = (agent.target_critic, actor, agent.controller.model, batch, noise, c.discount)
+    (_, (H, metrics)), of_critic = value_and_grad(loop.critic_loss)(critic, *held)
+    temperature_loss = value_and_grad(loop.temperature_loss)
+    (_, of_alpha), of_controller = temperature_loss(agent.controller.model, H)
+    actor_loss = value_and_grad(loop.actor_loss)
+    (_, of_mu), of_actor = actor_loss(actor, critic, batch, noise, c.actor.alpha_bc)
+    nothing = jax.tree.map(jnp.zeros_like, agent.target_critic)
+    models = lambda a: (a.critic.model, a.target_critic, a.actor.model, a.controller.model)
+    grads = eqx.tree_at(models, agent, (of_critic, nothing, of_actor, of_controller))
+    return metrics | of_alpha | of_mu, grads
 
 
 GOLDEN_LOSSES = {
@@ -145,50 +167,90 @@ GOLDEN_LOSSES = {
 def test_losses_and_every_gradient(golden, bits, tolerance):
     with jax.enable_x64(bits == 64):
         dtype = np.dtype(f"float{bits}")
-        metrics, grads = eqx.filter_jit(losses_and_gradients)(agent(golden, dtype), batch(golden, dtype), noise(golden, 0, dtype))
+        given = (agent(golden, dtype), batch(golden, dtype), noise(golden, 0, dtype))
+        metrics, grads = eqx.filter_jit(losses_and_gradients)(*given)
+        expected = lambda name: golden[f"f{bits}/update0/{name}"]
+        close = partial(np.testing.assert_allclose, rtol=0, atol=tolerance)
         for ours, theirs in GOLDEN_LOSSES.items():
             assert metrics[ours].dtype == dtype
-            np.testing.assert_allclose(metrics[ours], golden[f"f{bits}/update0/loss/{theirs}"], rtol=0, atol=tolerance, err_msg=ours)
-        np.testing.assert_allclose(-metrics["actor_q"], golden[f"f{bits}/update0/loss/actor_q_loss"], rtol=0, atol=tolerance)
-        np.testing.assert_allclose(metrics["entropy"], golden[f"f{bits}/update0/aux/entropy"], rtol=0, atol=tolerance)
+            close(metrics[ours], expected(f"loss/{theirs}"), err_msg=ours)
+        close(-metrics["actor_q"], expected("loss/actor_q_loss"))
+        close(metrics["entropy"], expected("aux/entropy"))
         if bits == 64:
             grads = leaves(grads)
             prefix = "f64/update0/grad/"
-            expected = {name.removeprefix(prefix): x.ravel() for name, x in golden.items() if name.startswith(prefix)}
-            assert set(grads) >= set(expected)
+            theirs = {k.removeprefix(prefix): x.ravel() for k, x in golden.items() if prefix in k}
+            assert set(grads) >= set(theirs)
             for name, g in grads.items():
-                np.testing.assert_allclose(g, expected.get(name, np.zeros_like(g)), rtol=0, atol=1e-12, err_msg=name)
+                close(g, theirs.get(name, np.zeros_like(g)), err_msg=name)
+
+
+class Penalty(AbstractEntropyController):
+    """The fixed penalty of the golden file, 0.7."""
+
+    target: Target = eqx.field(static=True)
+    n: int = eqx.field(static=True)
+
+    def alpha(self):
+        return jnp.full((len(self.target), 2), 0.7)
+
+
+@pytest.mark.parametrize(("name", "make"), [("no_entropy", NoControl), ("fixed_penalty", Penalty)])
+def test_other_controllers(golden, x64, name, make):
+    """The critic's losses and the norm of every gradient: `golden/variants.npz`, on the same batch
+    and weights."""
+    with np.load(GOLDEN / "variants.npz", allow_pickle=False) as file:
+        prefix = f"loss_{name}/f64/"
+        expected = {x.removeprefix(prefix): file[x] for x in file.files if x.startswith(prefix)}
+    a = agent(golden, np.float64)
+    controller = make(a.controller.model.target, 11)
+    given = (a.critic.model, a.target_critic, a.actor.model, controller)
+    given = (*given, batch(golden, np.float64), noise(golden, 0, np.float64), a.config.discount)
+    loss = eqx.filter_jit(value_and_grad(loop.critic_loss))
+    (_, (H, metrics)), grads = loss(*given)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    close(metrics["td_loss"], expected["loss/q_loss"])
+    close(metrics["attention_loss"], expected["loss/attention_entropy_loss"])
+    close(metrics["target_mean"], np.mean(expected["aux/td_target"]))
+    close(H, expected["aux/entropy"])
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        leaf = f"critic/{foreign_name(path_of(path))}"
+        close(np.linalg.norm(g), expected[f"grad_norm/{leaf}"], err_msg=leaf)
 
 
 @pytest.mark.parametrize("schedule", ["default", "fast"])
 def test_three_successive_updates(golden, x64, optax_promotion, schedule):
     """Optimisers, decay, schedule and lagged target: every leaf's change at every update."""
     before = start = agent(golden, np.float64, schedule)
-    update = eqx.filter_jit(loop.update_with_noise)
+    update = eqx.filter_jit(loop.TQL.update_with_noise)
+    close = np.testing.assert_allclose
     for k in range(3):
         after, metrics = update(before, batch(golden, np.float64), noise(golden, k, np.float64))
-        prefix = f"f64/{schedule}_schedule/update{k}"
+        expected = lambda name: golden[f"f64/{schedule}_schedule/update{k}/{name}"]
         if k:
             for ours, theirs in GOLDEN_LOSSES.items():
-                np.testing.assert_allclose(metrics[ours], golden[f"{prefix}/loss/{theirs}"], rtol=1e-10, err_msg=f"{k} {ours}")
-            np.testing.assert_allclose(metrics["entropy"], golden[f"{prefix}/aux/entropy"], rtol=1e-10)
+                close(metrics[ours], expected(f"loss/{theirs}"), rtol=1e-10, err_msg=f"{k} {ours}")
+            close(metrics["entropy"], expected("aux/entropy"), rtol=1e-10)
         new, old = leaves(after), leaves(before)
         for name in new:
-            # The exact gradient of a key bias is 0; Adam turns its round-off into steps of about 1e-11.
-            tolerance = dict(rtol=0, atol=1e-9) if name.endswith("key/bias") else dict(rtol=1e-9, atol=0)
+            # The exact gradient of a key bias is 0; Adam turns its round-off into steps of 1e-11.
+            no_gradient = name.endswith("key/bias")
+            tolerance = dict(rtol=0, atol=1e-9) if no_gradient else dict(rtol=1e-9, atol=0)
             change = np.linalg.norm(new[name] - old[name])
-            np.testing.assert_allclose(change, golden[f"{prefix}/param_change_norm/{name}"], err_msg=f"{k} {name}", **tolerance)
-        np.testing.assert_allclose(after.controller.log_alpha, golden[f"{prefix}/temperature_raw_after"], rtol=0, atol=1e-12)
+            theirs = expected(f"param_change_norm/{name}")
+            close(change, theirs, err_msg=f"{k} {name}", **tolerance)
+        log_alpha = after.controller.model.log_alpha
+        close(log_alpha, expected("temperature_raw_after"), rtol=0, atol=1e-12)
         before = after
     new, old = leaves(after), leaves(start)
+    prefix = f"f64/{schedule}_schedule/update2"
     for name in new:
-        total = golden.get(f"f64/{schedule}_schedule/update2/total_change/{name}")
+        total = golden.get(f"{prefix}/total_change/{name}")
         if total is not None:
-            np.testing.assert_allclose(new[name] - old[name], total.ravel(), rtol=0, atol=1e-9, err_msg=name)
+            close(new[name] - old[name], total.ravel(), rtol=0, atol=1e-9, err_msg=name)
         probe = np.sum((new[name] - old[name]) * np.cos(np.arange(new[name].size)))
-        np.testing.assert_allclose(
-            probe, golden[f"f64/{schedule}_schedule/update2/total_change_probe/{name}"], rtol=1e-6, atol=1e-9, err_msg=name
-        )
+        theirs = golden[f"{prefix}/total_change_probe/{name}"]
+        close(probe, theirs, rtol=1e-6, atol=1e-9, err_msg=name)
     assert int(after.step) == 3
 
 
@@ -197,7 +259,7 @@ def test_schedule(golden, x64, optax_promotion, schedule):
     c = config(golden, schedule)
     counts = golden[f"schedule/{schedule}/count"]
     for name, peak in (("critic_lr", c.critic_lr), ("actor_lr", c.actor_lr)):
-        ours = [loop.schedule(peak, c)(jnp.asarray(float(count))) for count in counts]
+        ours = [optimise.schedule(peak, c)(jnp.asarray(float(count))) for count in counts]
         np.testing.assert_allclose(ours, golden[f"schedule/{schedule}/{name}"], rtol=1e-9, atol=0)
 
 
@@ -205,42 +267,46 @@ def test_decay_set(golden, optax_promotion):
     """By the mask, and by what moves when every gradient is zero."""
     a = agent(golden, np.float32)
     expected = set(golden["decay/decayed_leaves"].tolist())
-    models = eqx.tree_at(lambda a: (a.critic, a.actor), a, (decayed(a.critic), decayed(a.actor)))
     marked = {
-        name
-        for network, model in (("critic", models.critic), ("bc_flow", models.actor.flow), ("one_step", models.actor.one_step))
-        for path, flag in jax.tree_util.tree_leaves_with_path(model)
-        for name in [f"{network}/{plain_name(network, jax.tree_util.keystr(path).lstrip('.'))}"]
-        if flag
+        f"{network}/{plain_name(network, path_of(path))}"
+        for network, model in zip(NETWORKS, networks(a)[:-1], strict=True)
+        for path, flag in jax.tree_util.tree_leaves_with_path(decayed(model))
+        if flag and network != "target_critic"
     }
     assert marked == expected
 
     optimiser, _, _ = loop.optimisers(a.config)
-    params = eqx.filter(a.critic, eqx.is_inexact_array)
-    moved, _ = loop.descend(optimiser, a.critic, jax.tree.map(jnp.zeros_like, params), optimiser.init(params))
+    nothing = jax.tree.map(jnp.zeros_like, a.critic.model)
+    moved = Learner.start(a.critic.model, optimiser).descend(nothing, optimiser)
     new, old = leaves(eqx.tree_at(lambda a: a.critic, a, moved)), leaves(a)
-    assert {name for name in new if np.any(new[name] != old[name])} == {name for name in expected if name.startswith("critic/")}
+    changed = {name for name in new if np.any(new[name] != old[name])}
+    assert changed == {name for name in expected if name.startswith("critic/")}
+
+
+MUTANTS = ["target_from_new_critic", "decay_every_matrix", "schedule_off_by_one"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", ["target_from_new_critic", "decay_every_matrix", "schedule_off_by_one"])
-def test_the_update_check_sees_the_usual_mistakes(golden, x64, optax_promotion, monkeypatch, mutant):
-    """With one thing done wrong, some leaf's change over two updates is off by far more than the tolerance above."""
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_usual_mistakes_are_seen(golden, x64, optax_promotion, monkeypatch, mutant):
+    """With one thing done wrong, some leaf's change over two updates is off by far more than the
+    tolerance above."""
     if mutant == "decay_every_matrix":
-        monkeypatch.setattr(optimise, "decayed", lambda model: jax.tree.map(lambda x: x.ndim > 1, model))
+        every_matrix = lambda model: jax.tree.map(lambda x: x.ndim > 1, model)
+        monkeypatch.setattr(optimise, "decayed", every_matrix)
     if mutant == "schedule_off_by_one":
         right = optimise.schedule
-        monkeypatch.setattr(optimise, "schedule", lambda peak, c: lambda count: right(peak, c)(count + 1))
+        late = lambda peak, c: lambda count: right(peak, c)(count + 1)
+        monkeypatch.setattr(optimise, "schedule", late)
     before = agent(golden, np.float64)
-    update = eqx.filter_jit(lambda *args: loop.update_with_noise(*args))
+    update = eqx.filter_jit(lambda *args: loop.TQL.update_with_noise(*args))
     for k in range(2):
         after, _ = update(before, batch(golden, np.float64), noise(golden, k, np.float64))
         if mutant == "target_from_new_critic":
-            wrong = loop.polyak(after.critic, before.target_critic, before.config.tau)
+            wrong = polyak(after.critic.model, before.target_critic, before.config.tau)
             after = eqx.tree_at(lambda a: a.target_critic, after, wrong)
         previous, before = before, after
     new, old = leaves(after), leaves(previous)
-    errors = [
-        abs(np.linalg.norm(new[name] - old[name]) - golden[f"f64/fast_schedule/update1/param_change_norm/{name}"]) for name in new
-    ]
-    assert max(errors) > 1e-5
+    prefix = "f64/fast_schedule/update1/param_change_norm"
+    change = {name: np.linalg.norm(new[name] - old[name]) for name in new}
+    assert max(abs(x - golden[f"{prefix}/{name}"]) for name, x in change.items()) > 1e-5

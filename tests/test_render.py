@@ -6,23 +6,24 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from tql import render as render_module
-from tql.config import Task
-from tql.evaluate import run_episodes
-from tql.render import RenderingUnavailable, render
+from tql.ogbench import render as module
+from tql.ogbench.evaluate import run_episodes
+from tql.ogbench.render import RenderingUnavailable, render_episode
+from tql.ogbench.tasks import Task
 
 CUBE = Task.parse("cube-single-play-singletask-task1-v0")
 MAZE = Task.parse("pointmaze-medium-navigate-singletask-task1-v0")
 
 
 def sines(n_a, seen=None):
-    """A policy by hand, of the observation, the episode and the step, which shows what it saw of episode 4."""
+    """A policy by hand, of the observation, the episode and the step, which shows what it saw of
+    episode 4."""
 
     def policy(observations, episodes, step):
         if seen is not None and 4 in episodes:
             seen.append(observations[episodes.tolist().index(4)].copy())
-        phase = observations.sum(axis=1, keepdims=True) + episodes[:, None] + 0.3 * step + np.arange(n_a)
-        return np.sin(phase).astype(np.float32)
+        phase = observations.sum(axis=1, keepdims=True) + episodes[:, None] + 0.3 * step
+        return np.sin(phase + np.arange(n_a)).astype(np.float32)
 
     return policy
 
@@ -30,15 +31,16 @@ def sines(n_a, seen=None):
 @pytest.fixture(scope="module")
 def drawing(tmp_path_factory):
     """Skips, with the reason, where nothing can draw."""
+    out = tmp_path_factory.mktemp("probe") / "probe.gif"
     try:
-        render(sines(2), MAZE, seed=0, out=tmp_path_factory.mktemp("probe") / "probe.gif", max_steps=1)
+        render_episode(sines(2), MAZE, seed=0, out=out, max_steps=1)
     except RenderingUnavailable as reason:
         pytest.skip(str(reason))
 
 
 def test_the_film_shows_the_robot_the_cube_and_motion(drawing, tmp_path):
     out = tmp_path / "new folder" / "cube.gif"
-    render(sines(5), CUBE, seed=0, out=out, max_steps=9)
+    render_episode(sines(5), CUBE, seed=0, out=out, max_steps=9)
     frames = iio.imread(out)
     assert frames.shape == (4, 200, 200, 3), "the start, steps 4 and 8, and the last"
     red, green, blue = np.moveaxis(frames[0].astype(int), -1, 0)
@@ -50,10 +52,12 @@ def test_the_film_shows_the_robot_the_cube_and_motion(drawing, tmp_path):
 
 
 def test_the_film_is_the_episode_of_the_evaluation(drawing, tmp_path):
-    settings = dict(seed=3, wave=3, max_steps=11)
+    how = dict(seed=3, wave=3, max_steps=11)
     evaluated, filmed = [], []
-    episodes = run_episodes(sines(2, evaluated), MAZE, episodes=5, workers=1, progress=False, **settings)
-    film = render(sines(2, filmed), MAZE, episode=4, out=tmp_path / "maze.gif", **settings)
+    quiet = dict(workers=1, progress=False)
+    episodes = run_episodes(sines(2, evaluated), MAZE, episodes=5, **quiet, **how)
+    out = tmp_path / "maze.gif"
+    film = render_episode(sines(2, filmed), MAZE, episode=4, out=out, **how)
     assert film == episodes[4]
     np.testing.assert_array_equal(filmed, evaluated)
     assert len(np.unique(filmed, axis=0)) == 11
@@ -62,10 +66,11 @@ def test_the_film_is_the_episode_of_the_evaluation(drawing, tmp_path):
 def test_where_nothing_draws_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     with pytest.raises(RenderingUnavailable) as caught:
-        render(sines(2), MAZE, seed=0, out=tmp_path / "maze.gif")
+        render_episode(sines(2), MAZE, seed=0, out=tmp_path / "maze.gif")
     message = str(caught.value)
     assert "\n" not in message
-    assert all(word in message for word in ("libegl1", "libosmesa6", "export MUJOCO_GL", "MUJOCO_GL=nonsense"))
+    words = ("libegl1", "libosmesa6", "export MUJOCO_GL", "MUJOCO_GL=nonsense: RuntimeError")
+    assert all(word in message for word in words)
     assert not any(tmp_path.iterdir())
 
 
@@ -75,20 +80,22 @@ def test_egl_then_osmesa_are_tried_and_both_reasons_given(tmp_path, monkeypatch)
 
     def no_gl(task, *, gl, **_):
         tried.append(gl)
-        raise render_module.WorkerError(f"a traceback\n\nImportError: no {gl} here\n")
+        raise module.WorkerError(f"a traceback\n\nImportError: no {gl} here\n")
 
-    monkeypatch.setattr(render_module, "Environments", no_gl)
-    monkeypatch.setattr(render_module.platform, "system", lambda: "Linux")
-    with pytest.raises(RenderingUnavailable, match="ImportError: no egl here; .*ImportError: no osmesa here"):
-        render(sines(2), MAZE, seed=0, out=tmp_path / "maze.gif")
+    monkeypatch.setattr(module, "Environments", no_gl)
+    monkeypatch.setattr(module.platform, "system", lambda: "Linux")
+    both = "ImportError: no egl here; .*ImportError: no osmesa here"
+    with pytest.raises(RenderingUnavailable, match=both):
+        render_episode(sines(2), MAZE, seed=0, out=tmp_path / "maze.gif")
     assert tried == ["egl", "osmesa"]
 
 
 def test_a_failed_film_leaves_the_old_one(drawing, tmp_path):
     out = tmp_path / "maze.gif"
     out.write_bytes(b"the old film")
+    nan = lambda observations, *_: np.full((len(observations), 2), np.nan, np.float32)
     with pytest.raises(ValueError, match="NaN or Inf"):
-        render(lambda o, e, t: np.full((len(o), 2), np.nan, np.float32), MAZE, seed=0, out=out, max_steps=2)
+        render_episode(nan, MAZE, seed=0, out=out, max_steps=2)
     assert out.read_bytes() == b"the old film"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -98,24 +105,26 @@ def test_a_stop_while_writing_leaves_no_half_film(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(render_module.iio, "imwrite", stopped)
+    monkeypatch.setattr(module.iio, "imwrite", stopped)
     with pytest.raises(KeyboardInterrupt):
-        render_module._write(tmp_path / "maze.gif", np.zeros((1, 8, 8, 3), np.uint8), 5.0)
+        module._write(tmp_path / "maze.gif", np.zeros((1, 8, 8, 3), np.uint8), 5.0)
     assert not any(tmp_path.iterdir())
 
 
 def test_the_format_is_checked_before_anything_runs(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a \.gif or an \.mp4, not '\.avi'"):
-        render(sines(2), MAZE, seed=0, out=tmp_path / "maze.avi")
+        render_episode(sines(2), MAZE, seed=0, out=tmp_path / "maze.avi")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RenderingUnavailable, match="pip install imageio-ffmpeg"):
-        render(sines(2), MAZE, seed=0, out=tmp_path / "maze.mp4")
+        render_episode(sines(2), MAZE, seed=0, out=tmp_path / "maze.mp4")
 
 
 # imageio's reader and writer leave closing ffmpeg's pipes to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_an_mp4_where_there_is_an_encoder(drawing, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
     out = tmp_path / "maze.mp4"
-    render(sines(2), MAZE, seed=0, out=out, max_steps=7)
+    render_episode(sines(2), MAZE, seed=0, out=out, max_steps=7)
     assert iio.imread(out).shape == (8, 200, 200, 3)

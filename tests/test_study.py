@@ -1,8 +1,7 @@
-"""Runs of a study: to the end whatever stops them, looked at once per checkpoint, recorded in small files without local paths."""
+"""Runs of a study: to the end whatever stops them, and looked at once per planned checkpoint."""
 
 import json
 import os
-import re
 import shutil
 import signal
 from dataclasses import replace
@@ -11,27 +10,27 @@ import equinox as eqx
 import numpy as np
 import pytest
 from conftest import as_in_tests, tiny_settings
-from test_run import Killed, assert_same_arrays, before_chunk, metrics_of, steps_of, what_stops
 
-from tql import portrait as portraits
-from tql import run as runs
-from tql import run_directory, study
-from tql.config import ControlConfig, Task
-from tql.data import load
-from tql.portrait import numbers, probe_pairs, take
-from tql.run import Interrupted
-from tql.run_directory import RunError
-from tql.study import analyse, complete, is_complete, read_lines, record, seconds_without_pauses
+import tql.training.run as training
+from tql.analysis import study
+from tql.analysis.portrait import load_portrait, portrait_numbers, probe_pairs, take_portrait
+from tql.analysis.study import analyse_run, complete, complete_all, is_complete, read_lines
+from tql.ogbench.dataset import load_dataset
+from tql.ogbench.tasks import Task
+from tql.training.checkpoint import named_arrays
+from tql.training.methods import method_class
+from tql.training.run import Interrupted
+from tql.training.run_directory import RunError, agent_at, checkpoint_steps, trained_agent
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
 
-ALONE = tiny_settings("cpu-sarsa", control=ControlConfig(kind="none"))
+ALONE = tiny_settings("cpu-sarsa")
 PLANNED = [10, 15, 20, 30, 40]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, maze_file):
-    """A critic's run that nothing stopped. Not to be changed."""
+    """A critic's run that nothing stopped. It is not to be changed."""
     run = tmp_path_factory.mktemp("study") / "whole"
     with as_in_tests():
         assert complete(ALONE, maze_file, run, workers=1) == run
@@ -42,293 +41,172 @@ def steps_looked_at(run):
     return [line["step"] for line in read_lines(run / "analysis.jsonl")]
 
 
-def files_of(run):
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.iterdir()}
+def metrics_of(run):
+    return [line | {"time": 0} for line in read_lines(run / "metrics.jsonl")]
 
 
-def assert_same_study(run, other):
+def assert_same(run, other):
     """All that two runs left, to the bit."""
-    assert_same_arrays(run_directory.trained_agent(run), run_directory.trained_agent(other))
-    assert metrics_of(run) == metrics_of(other) and metrics_of(run)
+    ours, theirs = (named_arrays(trained_agent(path)) for path in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert metrics_of(run) == metrics_of(other) != []
     assert (run / "analysis.jsonl").read_bytes() == (other / "analysis.jsonl").read_bytes()
-    ours, theirs = (vars(portraits.load(path / "portrait.npz")) for path in (run, other))
-    for name, array in theirs.items():
-        np.testing.assert_array_equal(ours[name], array, err_msg=name)
-    assert not list(run.glob(".*"))
-
-
-# To the end.
-
-
-def test_looking_does_not_change_a_run(whole, critic_alone):
-    assert_same_arrays(run_directory.trained_agent(whole), run_directory.trained_agent(critic_alone))
-    assert metrics_of(whole) == metrics_of(critic_alone)
+    ours, theirs = (vars(load_portrait(path / "portrait.npz")) for path in (run, other))
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 def test_every_checkpoint_is_looked_at_on_the_validation_data(whole, maze_file):
     assert steps_looked_at(whole) == PLANNED and is_complete(whole, ALONE)
-    _, validation = load(Task.parse(ALONE.task), maze_file)
-    seen = take(run_directory.trained_agent(whole).critic, *probe_pairs(validation))
+    _, validation = load_dataset(Task.parse(ALONE.task), maze_file)
+    pairs = probe_pairs(validation)
     *_, before, last = read_lines(whole / "analysis.jsonl")
-    assert last == {"step": 40} | numbers(seen)
-    assert before == {"step": 30} | numbers(take(run_directory.agent_at(whole, 30).critic, *probe_pairs(validation)))
+    for line in (before, last):
+        critic = agent_at(whole, line["step"]).critic.model
+        numbers = json.loads(json.dumps(portrait_numbers(take_portrait(critic, *pairs))))
+        assert line == {"step": line["step"]} | numbers
     assert before["entropy"] != last["entropy"]
-    np.testing.assert_array_equal(portraits.load(whole / "portrait.npz").landscapes, seen.landscapes[:4])
+    seen = take_portrait(trained_agent(whole).critic.model, *pairs)
+    portrait = load_portrait(whole / "portrait.npz")
+    np.testing.assert_array_equal(portrait.landscapes, seen.landscapes[:4])
 
 
 def test_a_run_that_is_done_is_left_as_it_is(whole, maze_file, monkeypatch):
-    before = files_of(whole)
-    for name in ("train", "start", "resume"):
-        monkeypatch.setattr(runs, name, lambda *_, **__: pytest.fail("trained again"))
-    assert complete(ALONE, maze_file, whole, workers=1) == whole
+    before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+    for name in ("train", "start_or_resume"):
+        monkeypatch.setattr(study, name, lambda *_, **__: pytest.fail("trained again"))
     assert complete(ALONE, maze_file, whole, workers=1, until=20) == whole
-    assert files_of(whole) == before
+    assert complete(ALONE, maze_file, whole, workers=1) == whole
+    assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    "stops",
-    [
-        [(signal.SIGTERM, 20)],  # saved at 25, where nobody would have looked
-        [(signal.SIGTERM, 0), ("kill", 20)],
-        [("kill", 0), (signal.SIGINT, 15), (signal.SIGTERM, 35)],
-    ],
-)
-def test_however_often_stopped_it_ends_bit_for_bit_the_same(stops, tmp_path, whole, maze_file):
+def signal_at(at, monkeypatch):
+    """SIGTERM while the line of metrics after `at` updates is written."""
+    write_line = training.write_line
+
+    def stopping(log, run, step, *rest):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write_line(log, run, step, *rest)
+
+    monkeypatch.setattr(training, "write_line", stopping)
+
+
+def test_however_stopped_it_ends_bit_for_bit_the_same(tmp_path, whole, maze_file, monkeypatch):
+    """By a signal at 25, where nobody would have looked; killed between checkpoint and portrait."""
     run = tmp_path / "run"
-    for kind, at in stops:
-        with before_chunk(what_stops(kind, at)), pytest.raises(Killed if kind == "kill" else Interrupted):
-            complete(ALONE, maze_file, run, workers=1)
-        assert steps_looked_at(run) == [step for step in PLANNED if step <= (at if kind == "kill" else at + 5)]
-    complete(ALONE, maze_file, run, workers=1)
-    assert_same_study(run, whole)
-
-
-@pytest.mark.parametrize(("call", "at"), [("take", 20), ("take", 40), ("save", 20), ("whole_file", 40)])
-def test_killed_between_a_checkpoint_and_its_portrait_it_goes_on(call, at, tmp_path, monkeypatch, whole, maze_file):
-    """Before the portrait, before its file, before its line."""
-    run, original = tmp_path / "run", getattr(study, call)
-
-    def dies(*arguments):
-        if steps_of(run)[0] == at:
-            raise Killed
-        return original(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(study, call, dies)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        signal_at(25, patch)
         complete(ALONE, maze_file, run, workers=1)
-    assert steps_of(run)[0] == at and steps_looked_at(run) == [step for step in PLANNED if step < at]
-    assert not is_complete(run, ALONE)
+    assert steps_looked_at(run) == [10, 15, 20] and checkpoint_steps(run)[0] == 25
+    for name in ("take_portrait", "whole_file"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(study, name, lambda *_: 1 / 0)
+            complete(ALONE, maze_file, run, workers=1)
+        assert checkpoint_steps(run)[0] == 30 and steps_looked_at(run) == [10, 15, 20]
+        assert not is_complete(run, ALONE)
     complete(ALONE, maze_file, run, workers=1)
-    assert_same_study(run, whole)
+    assert_same(run, whole)
 
 
-def test_a_damaged_checkpoint_is_trained_and_looked_at_again(tmp_path, capfd, whole, maze_file):
-    run = shutil.copytree(whole, tmp_path / "run")
-    lines = (run / "analysis.jsonl").read_bytes().splitlines(keepends=True)
-    (run / "analysis.jsonl").write_bytes(b"".join(lines[:-1]))
-    run_directory.checkpoints(run)[0].write_bytes(b"damaged")
-    complete(ALONE, maze_file, run, workers=1)
-    assert "refused" in capfd.readouterr().err
-    assert steps_looked_at(run) == PLANNED and (run / "analysis.jsonl").read_bytes() == b"".join(lines)
-
-
-def test_ended_early_and_continued(tmp_path, monkeypatch, whole, maze_file):
+def test_ended_early_and_continued(tmp_path, whole, maze_file):
     run = tmp_path / "run"
     complete(ALONE, maze_file, run, workers=1, until=20)
-    assert steps_of(run)[0] == 20 and steps_looked_at(run) == [10, 15, 20]
-    assert is_complete(run, ALONE, 20) and is_complete(run, ALONE, 15) and not is_complete(run, ALONE) and not is_complete(run, ALONE, 30)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained again"))
-        complete(ALONE, maze_file, run, workers=1, until=20)
+    assert checkpoint_steps(run)[0] == 20 and steps_looked_at(run) == [10, 15, 20]
+    assert is_complete(run, ALONE, 20) and is_complete(run, ALONE, 15)
+    assert not is_complete(run, ALONE) and not is_complete(run, ALONE, 30)
     complete(ALONE, maze_file, run, workers=1)
-    assert_same_study(run, whole)
+    assert_same(run, whole)
 
 
-def test_other_settings_are_refused(whole, maze_file):
-    before = files_of(whole)
+def test_other_settings_are_refused(whole, maze_file, tmp_path):
     other = replace(ALONE, seed=4, critic=replace(ALONE.critic, d_model=64))
-    for call in (lambda: complete(other, maze_file, whole), lambda: is_complete(whole, other), lambda: is_complete(whole, other, 10)):
-        with pytest.raises(RunError, match=r"other settings \(seed: 4 instead of 3; critic.d_model: 64 instead of 32\); move it away"):
+    said = (
+        r"other settings \(seed: 4 instead of 3; critic.d_model: 64 instead of 32\); move it away"
+    )
+    for call in (lambda: complete(other, maze_file, whole), lambda: is_complete(whole, other, 10)):
+        with pytest.raises(RunError, match=said):
             call()
-    assert files_of(whole) == before
-
-
-def test_what_is_not_there_is_not_complete(tmp_path, whole):
     assert not is_complete(tmp_path / "missing", ALONE) and not is_complete(tmp_path, ALONE)
     shutil.copy(whole / "config.json", tmp_path)
-    assert not is_complete(tmp_path, ALONE), "started, not trained"
-
-
-def test_something_else_in_the_directory_is_left_alone(tmp_path, maze_file):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match="exists and is not empty"):
-        complete(ALONE, maze_file, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-# Changed data.
+    assert not is_complete(tmp_path, ALONE), "started, and not trained"
 
 
 def without_rewards(data):
-    """The target is 0 for certain, but for what the last state is worth: nothing either, for nothing follows."""
-    return eqx.tree_at(lambda batch: (batch.rewards, batch.masks), data, (0 * data.rewards, 0 * data.masks))
+    """The target is then 0, and what the next state is worth counts nothing either."""
+    return eqx.tree_at(lambda rows: (rows.r, rows.m), data, (0 * data.r, 0 * data.m))
 
 
-def test_changed_data_are_what_it_trains_on_also_after_a_stop(tmp_path, whole, maze_file):
-    run, stopped = tmp_path / "changed", tmp_path / "stopped"
+def test_changed_data_are_what_it_trains_on(tmp_path, whole, maze_file):
+    run = tmp_path / "changed"
+    complete(ALONE, maze_file, run, workers=1, until=20, change=without_rewards)
     complete(ALONE, maze_file, run, workers=1, change=without_rewards)
     assert [line["target_mean"] for line in metrics_of(run)] == [0] * 8
-    assert all(line["target_mean"] < -0.5 for line in metrics_of(whole)), "rewards are -1 a step"
-    with before_chunk(what_stops(signal.SIGTERM, 20)), pytest.raises(Interrupted):
-        complete(ALONE, maze_file, stopped, workers=1, change=without_rewards)
-    complete(ALONE, maze_file, stopped, workers=1, change=without_rewards)
-    assert_same_study(stopped, run)
-    again = tmp_path / "again"
-    complete(ALONE, maze_file, again, workers=1, until=10)
-    assert metrics_of(again) == metrics_of(whole)[:2], "what is loaded is not what was changed"
+    complete(ALONE, maze_file, tmp_path / "again", workers=1, until=10)
+    assert metrics_of(tmp_path / "again") == metrics_of(whole)[:2], "the loaded data stay"
 
 
-# Evaluated.
-
-
-@pytest.mark.parametrize("lost", ["behaviour at the end", "the end", "all"])
-def test_a_run_is_complete_when_it_is_evaluated_too(lost, tmp_path, finished, tiny, maze_file):
-    """A signal may end it in its last chunk or in its last evaluation: saved, looked at, and not yet done."""
+def test_a_run_is_complete_when_it_is_evaluated_too(
+    tmp_path, finished, tiny, maze_file, monkeypatch
+):
+    """A signal may end it in its last evaluation: saved, looked at, and not yet done."""
+    pairs = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.arange(2.0)
+    monkeypatch.setattr(study, "own_returns", lambda *_, **__: pairs)
     run = shutil.copytree(finished, tmp_path / "run")
     complete(tiny, maze_file, run, workers=1)
-    assert is_complete(run, tiny) and steps_looked_at(run) == [40], "a run of tql train becomes one of a study"
+    assert is_complete(run, tiny) and steps_looked_at(run) == [40]
     lines = (run / "evaluation.jsonl").read_text().splitlines(keepends=True)
-    kept = {"behaviour at the end": lines[:-3], "the end": lines[:-6], "all": []}[lost]
-    (run / "evaluation.jsonl").write_text("".join(kept))
+    (run / "evaluation.jsonl").write_text("".join(lines[:-3]))
     assert not is_complete(run, tiny)
     complete(tiny, maze_file, run, workers=1)
-    assert is_complete(run, tiny) and (run / "evaluation.jsonl").read_text() == "".join(kept + lines[len(kept) - len(lines) :][-6:])
+    assert (run / "evaluation.jsonl").read_text() == "".join(lines)
 
 
-def test_a_signal_in_the_last_chunk_leaves_the_evaluation_to_be_done(tmp_path, tiny, finished, maze_file):
-    run = shutil.copytree(finished, tmp_path / "run")
-    run_directory.checkpoints(run)[0].unlink()
-    lines = (run / "evaluation.jsonl").read_text()
-    (run / "evaluation.jsonl").write_text("".join(lines.splitlines(keepends=True)[:-6]))
-    with before_chunk(what_stops(signal.SIGTERM, 35)), pytest.raises(Interrupted):
-        complete(tiny, maze_file, run, workers=1)
-    assert steps_looked_at(run) == [30, 40] and not is_complete(run, tiny)
-    complete(tiny, maze_file, run, workers=1)
-    assert (run / "evaluation.jsonl").read_text() == lines
+def test_a_rival_is_completed_and_not_looked_at(tmp_path, maze_file):
+    every = ("seed", "steps", "batch_size", "updates_per_call", "log_every", "checkpoint_every")
+    shared = {name: getattr(ALONE, name) for name in (*every, "evaluate_every", "episodes", "task")}
+    config = method_class("bc").presets["pocket"](ALONE.task)
+    config = replace(config, **shared, hidden=(11,))
+    run = tmp_path / "bc"
+    complete(config, maze_file, run, workers=1, until=30)
+    assert is_complete(run, config, 30) and not is_complete(run, config)
+    complete(config, maze_file, run, workers=1)
+    assert is_complete(run, config) and not (run / "analysis.jsonl").exists()
+    with pytest.raises(RunError, match="is a run of bc; only TQL's critic has attention"):
+        analyse_run(run)
 
 
-def test_evaluations_that_are_not_due_are_not_waited_for(tmp_path, finished, tiny, maze_file):
-    run = shutil.copytree(finished, tmp_path / "run")
-    run_directory.checkpoints(run)[0].unlink()
-    (run / "evaluation.jsonl").unlink()
-    (run / "analysis.jsonl").write_text('{"step": 20}\n')
-    assert is_complete(run, tiny, 20) and not is_complete(run, tiny, 15) and not is_complete(run, tiny)
+@pytest.mark.slow
+def test_several_at_a_time(tmp_path, maze_file):
+    """Each in another process; what comes out does not depend on how many there are."""
+    members = {f"seed{seed}": replace(ALONE, seed=seed) for seed in (3, 4)}
+    both = complete_all(members, maze_file, tmp_path / "both")
+    assert both == {name: tmp_path / "both" / name for name in members}
+    for name, config in members.items():
+        assert is_complete(both[name], config)
+    one = complete_all({"seed4": members["seed4"]}, maze_file, tmp_path / "one", processes=1)
+    assert_same(both["seed4"], one["seed4"])
+    assert complete_all(members, maze_file, tmp_path / "both") == both
 
 
-# Recorded.
-
-
-def numbers_in(value):
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from numbers_in(inner)
-    elif isinstance(value, float):
-        yield value
-
-
-def test_the_record_of_a_run(tmp_path, whole, maze_file):
-    out = tmp_path / "deep" / "record"
-    record(whole, out)
-    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.jsonl", "analysis.jsonl", "portrait.npz"}
-    assert sum(path.stat().st_size for path in out.iterdir()) < 60_000
-    text = "".join((out / name).read_text() for name in ("config.json", "metrics.jsonl", "analysis.jsonl"))
-    assert str(maze_file.parent) not in text and str(whole) not in text and not re.search(r'"/|\bhome\b|\btmp\b', text)
-    assert (out / "portrait.npz").read_bytes() == (whole / "portrait.npz").read_bytes()
-
-    ours, theirs = json.loads((whole / "config.json").read_text()), json.loads((out / "config.json").read_text())
-    seconds = theirs.pop("training_seconds")
-    assert seconds == pytest.approx(seconds_without_pauses(read_lines(whole / "metrics.jsonl")), abs=0.051) and "time" not in text
-    assert theirs["dataset"] == {"file": maze_file.name, "sha256": ours["dataset"]["sha256"]}
-    assert theirs | {"dataset": 0} == ours | {"dataset": 0}, "settings, versions, device, target"
-    for name in ("metrics.jsonl", "analysis.jsonl"):
-        before, after = read_lines(whole / name), read_lines(out / name)
-        assert [line["step"] for line in after] == [line["step"] for line in before]
-        for a, b in zip(before, after):
-            a.pop("time", None)
-            assert a.keys() == b.keys()
-            x, y = list(numbers_in(a)), list(numbers_in(b))
-            np.testing.assert_allclose(y, x, rtol=5.1e-6)
-            assert len(y) > 5 and y == [float(f"{value:.6g}") for value in x]
-
-    assert is_complete(out, ALONE) and is_complete(out, ALONE, 20) and run_directory.read_settings(out).config == ALONE
-    with pytest.raises(RunError, match="other settings"):
-        is_complete(out, replace(ALONE, seed=0))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    record(whole, out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before, "the same again"
-
-
-def test_the_record_of_an_agent_has_its_episodes(tmp_path, finished, tiny, maze_file):
-    run = shutil.copytree(finished, tmp_path / "run")
-    complete(tiny, maze_file, run, workers=1)
-    record(run, tmp_path / "out")
-    rows, kept = read_lines(run / "evaluation.jsonl"), read_lines(tmp_path / "out" / "evaluation.jsonl")
-    assert len(kept) == 18 and [row | {"return": 0} for row in kept] == [row | {"return": 0} for row in rows]
-    np.testing.assert_allclose([row["return"] for row in kept], [row["return"] for row in rows], rtol=5.1e-6)
-    assert kept[4]["success"] is True and is_complete(tmp_path / "out", tiny)
-
-
-def lines_at(*times):
-    return [{"step": step, "time": 1.7e9 + time} for step, time in enumerate(times)]
-
-
-def test_training_time_leaves_pauses_out():
-    assert seconds_without_pauses(lines_at(0, 1, 2, 3)) == pytest.approx(3)
-    assert seconds_without_pauses(lines_at(0, 1, 2, 1002, 1003, 1004)) == pytest.approx(4)
-    assert seconds_without_pauses(lines_at(0, 2, 4, 23, 25)) == pytest.approx(25), "slow is no pause"
-    assert seconds_without_pauses(lines_at(0, 2, 4, 25, 27)) == pytest.approx(6)
-    assert seconds_without_pauses([]) == seconds_without_pauses(lines_at(5)) == 0
-
-
-def test_lines_of_a_file_that_is_not_there(tmp_path):
-    assert read_lines(tmp_path / "missing") == []
-    (tmp_path / "lines").write_text('{"a": 1}\n{"a": [2]}\n')
-    assert read_lines(tmp_path / "lines") == [{"a": 1}, {"a": [2]}]
-
-
-# One checkpoint, for people.
-
-
-def test_analyse_writes_what_take_sees(tmp_path, whole, maze_file):
-    run = shutil.copytree(whole, tmp_path / "run")
-    before = {path.name for path in run.iterdir()}
-    title, over, layer, where = analyse(run)
-    stem = run / "analysis-000000040"
-    assert {path.name for path in run.iterdir()} - before == {f"{stem.name}{end}" for end in (".png", ".json", ".npz")}
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_analyse_writes_what_is_seen(tmp_path, whole):
+    before = {path.name for path in whole.iterdir()}
+    title, over, layer, where = analyse_run(whole, out=tmp_path)
+    stem = tmp_path / "analysis-000000040"
+    endings = (".json", ".npz", ".png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem.name}{x}" for x in endings]
+    assert {path.name for path in whole.iterdir()} == before
     found = json.loads(stem.with_suffix(".json").read_text())
-    assert {"step": 40} | found == read_lines(run / "analysis.jsonl")[-1]
-    assert portraits.load(stem.with_suffix(".npz")).n_s == 2
+    assert {"step": 40} | found == read_lines(whole / "analysis.jsonl")[-1]
     assert stem.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    assert title == f"{ALONE.task}, critic 1 x 32, control none, 40 updates"
-    assert over.startswith(f"over 32 pairs of validation data: roughness {found['roughness']:.3f}, ")
-    assert f"turning points {found['turning_points']:.2f}, Q range on the landscape {found['q_range']:.3f}" in over
-    assert over.endswith(f"|dQ/da| {found['sensitivity']:.3f}")
-    ((value, others),) = np.mean(found["entropy"], axis=1)
-    assert layer.startswith(f"layer 1: entropy {value:.2f} nats for [VALUE], {others:.2f} for the others; looks at ")
-    assert layer.endswith(f"looks at {np.exp(value):.1f} and {np.exp(others):.1f} of 5 tokens")
-    assert all(str(stem.with_suffix(end)) in where for end in (".png", ".json", ".npz"))
-
-
-def test_analyse_another_checkpoint_with_data_elsewhere(tmp_path, whole, maze_file):
-    run = shutil.copytree(whole, tmp_path / "run")
-    about = json.loads((run / "config.json").read_text())
-    about["dataset"]["file"] = str(tmp_path / "gone.npz")
-    (run / "config.json").write_text(json.dumps(about))
-    with pytest.raises(FileNotFoundError, match="gone.npz"):
-        analyse(run, 30)
-    analyse(run, 30, maze_file)
-    found = json.loads((run / "analysis-000000030.json").read_text())
-    assert {"step": 30} | found == read_lines(run / "analysis.jsonl")[-2]
-    with pytest.raises(RunError, match="no checkpoint after 35 updates; there are: 40, 30"):
-        analyse(run, 35, maze_file)
-    assert os.listdir(run) and not (run / "analysis-000000035.png").exists()
+    assert title == f"{ALONE.task}, critic 1 x 32, control tql, 40 updates"
+    assert over.startswith("over 32 pairs of validation data: roughness ")
+    assert f"roughness {found['roughness']:.3f}, " in over and layer.startswith("layer 1: entropy ")
+    assert str(stem) in where
+    earlier = analyse_run(whole, step=30, out=tmp_path / "deeper")
+    assert earlier[0].endswith("30 updates") and (tmp_path / "deeper").is_dir()
+    with pytest.raises(RunError, match="no checkpoint after 7 updates; there are: 40, 30"):
+        analyse_run(whole, step=7, out=tmp_path)

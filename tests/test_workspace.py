@@ -1,20 +1,19 @@
 """Paths that do not depend on the current directory; datasets that are made once per length."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tql import workspace
-from tql.workspace import dataset, home, pictures
+from tql.training import workspace
+from tql.training.workspace import dataset, home, pictures
 
 CHECKOUT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """A home of its own, where `collect` writes a file at once; the list of what was asked of it."""
+    """A home of its own, where `collect` writes a file at once; the list of what was asked of
+    it."""
     calls = []
 
     def collect(task, *, out, **options):
@@ -24,7 +23,7 @@ def asked(tmp_path, monkeypatch):
         return out / f"{task.dataset_name}.npz"
 
     monkeypatch.setenv("TQL_HOME", str(tmp_path))
-    monkeypatch.setattr("tql.collect.collect", collect)
+    monkeypatch.setattr("tql.training.workspace.collect", collect)
     return calls
 
 
@@ -34,14 +33,20 @@ def test_home_is_the_checkout_unless_told(value, monkeypatch, tmp_path):
     monkeypatch.delenv("TQL_HOME", raising=False)
     if value is not None:
         monkeypatch.setenv("TQL_HOME", value)
-    assert home() == CHECKOUT and (home() / "tql" / "workspace.py").samefile(workspace.__file__)
+    assert home() == CHECKOUT and (home() / "tql" / "training" / "workspace.py").samefile(
+        workspace.__file__
+    )
 
 
 def test_home_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TQL_HOME", str(tmp_path))
     assert home() == tmp_path
     folder = pictures("05_x")
-    assert folder == tmp_path / "runs" / "walkthrough" / "05_x" and folder.is_dir() and pictures("05_x") == folder
+    assert (
+        folder == tmp_path / "runs" / "walkthrough" / "05_x"
+        and folder.is_dir()
+        and pictures("05_x") == folder
+    )
 
 
 def test_a_dataset_is_generated_once(asked, tmp_path, capsys):
@@ -50,7 +55,11 @@ def test_a_dataset_is_generated_once(asked, tmp_path, capsys):
     assert path == folder / "cube-single-play-v0.npz" and path.exists()
     assert asked == [("cube-single-play-v0", folder, dict(episodes=2, seed=0, workers=2))]
     assert f"{path} is missing and is generated now" in capsys.readouterr().out
-    for task in ("cube-single-play-singletask-task2-v0", "cube-single-play-singletask-task4-v0", "cube-single-play-v0"):
+    for task in (
+        "cube-single-play-singletask-task2-v0",
+        "cube-single-play-singletask-task4-v0",
+        "cube-single-play-v0",
+    ):
         assert dataset(task, episodes=2) == path
     assert len(asked) == 1 and capsys.readouterr().out == "", "its tasks share a dataset"
 
@@ -66,9 +75,3 @@ def test_a_wrong_name_is_refused(asked):
     with pytest.raises(ValueError, match="the nearest name is 'cube-single-play-v0'"):
         dataset("cube-singel-play-v0", episodes=2)
     assert not asked
-
-
-def test_it_loads_no_jax():
-    code = "import sys, tql.workspace as w; w.home(); assert not {'jax', 'equinox', 'mujoco'} & set(sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT)
-    assert answer.returncode == 0, answer.stderr

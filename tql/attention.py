@@ -1,7 +1,9 @@
-r"""Multi-head self-attention that returns its logits, the entropy of its rows, and the block around it (paper section 4).
+r"""Multi-head self-attention that returns its logits, the entropy of its rows, and the block around
+it (paper section 4).
 
-Attention is split where the paper looks at it. `logits` says how much each query wants each key; `mix` turns logits into an
-output. Whoever wants the attention of all rows but the output of one (the critic's last block) asks for just that.
+Attention is split where the paper looks at it: `logits` says how much each query wants each key,
+and `mix` turns logits into an output. So the critic's last block can have the attention of all rows
+and the output of one.
 """
 
 import abc
@@ -13,100 +15,88 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tql.linear import Linear, lecun_normal
+from tql.components import checked
+from tql.layers import NORM_EPS, AbstractMap, Linear, Norm, lecun_normal
 
-D_HEAD = 32
-"""Channels per head at every width of the paper, so heads = d_model / 32."""
-
-NORM_EPS = 1e-6
-"""Flax's LayerNorm epsilon; Equinox's default is 1e-5 (the difference moves Q by 1e-4)."""
-
-Norm = eqx.nn.LayerNorm | eqx.nn.RMSNorm
-"""What may normalise one row: `LayerNorm`, or `RMSNorm` in a variant."""
+# Shapes of methods; `self` is the attention or the block.
+Rows = Float[Array, "n {self.d_model}"]
+Queries = Float[Array, "m {self.d_model}"]
+Logits = Float[Array, "{self.heads} m n"]
+AllLogits = Float[Array, "heads n n"]
 
 
 class AbstractAttention(eqx.Module):
-    """The seam for other attentions: how `m` query rows weigh `n` rows, and what they read from them."""
+    """The seam for other attentions: how m query rows weigh n rows, and what they read from them.
+    One is built by `Mine(d_model, heads, key=key)`."""
 
     d_model: eqx.AbstractVar[int]
     heads: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def logits(
-        self, queries: Float[Array, "m {self.d_model}"], x: Float[Array, "n {self.d_model}"]
-    ) -> Float[Array, "{self.heads} m n"]:
-        """Attention logits of the rows `queries` over the rows `x`; their softmax over the last axis is the attention."""
-        raise NotImplementedError
+    def logits(self, queries: Queries, x: Rows) -> Logits:
+        """Attention logits of the rows `queries` over the rows `x`; their softmax over the last
+        axis is the attention."""
 
     @abc.abstractmethod
-    def mix(
-        self, logits: Float[Array, "{self.heads} m n"], x: Float[Array, "n {self.d_model}"]
-    ) -> Float[Array, "m {self.d_model}"]:
-        """What the query rows read from `x` with these logits."""
-        raise NotImplementedError
+    def mix(self, logits: Logits, x: Rows) -> Queries:
+        """What the query rows read from the rows `x` with these logits."""
 
 
 class SoftmaxAttention(AbstractAttention):
-    r"""$$l^h = Q^h {K^h}^\top / \sqrt{d_{head}}, \qquad A^h = \mathrm{softmax}(l^h), \qquad
+    r"""The paper's attention, without a mask and without dropout:
+
+    $$l^h = Q^h {K^h}^\top / \sqrt{d_{head}}, \qquad A^h = \mathrm{softmax}(l^h), \qquad
     \mathrm{out} = [A^1 V^1, \dots, A^H V^H]\, W_O + b_O$$
 
-    $Q, K, V$ are affine maps of the (normalised) rows, with bias; no mask, no dropout.
+    $Q, K, V$ are affine maps, with bias, of the rows.
     """
 
-    query: Linear
-    key: Linear
-    value: Linear
-    out: Linear
+    query: AbstractMap
+    key: AbstractMap
+    value: AbstractMap
+    out: AbstractMap
     d_model: int = eqx.field(static=True)
     heads: int = eqx.field(static=True)
 
     def __init__(self, d_model: int, heads: int, *, key: PRNGKeyArray):
-        """Raises `ValueError` if there is no head, or if the heads do not share the width evenly."""
+        """Raises `ValueError` if there is no head, or if heads cannot share the width evenly."""
         if heads < 1 or d_model < 1 or d_model % heads:
-            raise ValueError(f"d_model {d_model} is not a multiple of heads {heads}; every head needs d_model / heads channels.")
+            raise ValueError(f"d_model {d_model} is not a multiple of the number of heads {heads}.")
         k_query, k_key, k_value, k_out = jr.split(key, 4)
-        self.query = Linear(lecun_normal, d_model, d_model, key=k_query)
-        self.key = Linear(lecun_normal, d_model, d_model, key=k_key)
-        self.value = Linear(lecun_normal, d_model, d_model, key=k_value)
-        self.out = Linear(lecun_normal, d_model, d_model, key=k_out)
+        make_map = lambda key: Linear(lecun_normal, d_model, d_model, key=key)
+        self.query, self.key = make_map(k_query), make_map(k_key)
+        self.value, self.out = make_map(k_value), make_map(k_out)
         self.d_model, self.heads = d_model, heads
 
-    def logits(
-        self, queries: Float[Array, "m {self.d_model}"], x: Float[Array, "n {self.d_model}"]
-    ) -> Float[Array, "{self.heads} m n"]:
-        q, k = self.queries_and_keys(queries, x)
-        return jnp.einsum("mhd,nhd->hmn", q, k) / math.sqrt(self.d_model // self.heads)
+    def logits(self, queries: Queries, x: Rows) -> Logits:
+        Q, K = self._split(self.query(queries)), self._split(self.key(x))
+        return jnp.einsum("mhd,nhd->hmn", Q, K) / math.sqrt(self.d_model // self.heads)
 
-    def mix(
-        self, logits: Float[Array, "{self.heads} m n"], x: Float[Array, "n {self.d_model}"]
-    ) -> Float[Array, "m {self.d_model}"]:
-        v = self._split(self.value(x))
-        read = jnp.einsum("hmn,nhd->mhd", jax.nn.softmax(logits), v)
+    def mix(self, logits: Logits, x: Rows) -> Queries:
+        A, V = jax.nn.softmax(logits), self._split(self.value(x))
+        read = jnp.einsum("hmn,nhd->mhd", A, V)
         return self.out(read.reshape(-1, self.d_model))
 
-    def queries_and_keys(
-        self, queries: Float[Array, "m {self.d_model}"], x: Float[Array, "n {self.d_model}"]
-    ) -> tuple[Float[Array, "m {self.heads} d_head"], Float[Array, "n {self.heads} d_head"]]:
-        """$Q$ of the rows `queries` and $K$ of the rows `x`, cut into heads."""
-        return self._split(self.query(queries)), self._split(self.key(x))
-
-    def _split(self, rows: Float[Array, "n {self.d_model}"]) -> Float[Array, "n {self.heads} d_head"]:
+    def _split(self, rows: Rows) -> Float[Array, "n {self.heads} d_head"]:
         return rows.reshape(rows.shape[0], self.heads, -1)
 
 
 def row_entropy(logits: Float[Array, " n"]) -> Float[Array, ""]:
-    r"""Entropy, in nats, of one attention row from its logits: $H = \log\sum_j e^{l_j} - \sum_j p_j\,l_j$, in $[0, \ln n]$.
+    r"""Entropy in nats, between 0 and $\ln n$, of one attention row, from its logits:
+    $H = \log\sum_j e^{l_j} - \sum_j p_j\,l_j$.
 
-    The textbook form $-\sum_j p_j \log p_j$ has NaN gradients as soon as one $p_j$ underflows, which is exactly under collapse.
+    The textbook form $-\sum_j p_j \log p_j$ has NaN gradients as soon as one $p_j$ underflows, and
+    under collapse they do.
     """
-    # H does not change when all logits move together; moved to a maximum of 0 it loses no digits, however large they are.
+    # H does not change when all logits move together; with a maximum of 0 it loses no digits.
     l = logits - jax.lax.stop_gradient(jnp.max(logits))
     p = jax.nn.softmax(l)
     return jax.nn.logsumexp(l) - jnp.sum(p * l)
 
 
-def group_entropy(logits: Float[Array, "heads n n"]) -> Float[Array, " 2"]:
-    r"""Entropy of one layer in the paper's two groups: `[VALUE]`'s query, and the mean of all other queries; mean over heads."""
+def group_entropy(logits: AllLogits) -> Float[Array, " 2"]:
+    r"""Entropy in nats of one layer in the paper's two groups: the query of `[VALUE]`, and the mean
+    of all other queries. Both are means over heads."""
     h = jax.vmap(jax.vmap(row_entropy))(logits)
     return jnp.stack([jnp.mean(h[:, 0]), jnp.mean(h[:, 1:])])
 
@@ -114,82 +104,98 @@ def group_entropy(logits: Float[Array, "heads n n"]) -> Float[Array, " 2"]:
 class AbstractBlock(eqx.Module):
     r"""The seam for other blocks: three rules for rows, each applied to every row by itself.
 
-    $$h = \mathrm{attention\_input}(x), \qquad r = \mathrm{Attention}(h), \qquad x \leftarrow \mathrm{join}(x, r)$$
+    $$h = \mathrm{attention\_input}(x), \qquad r = \mathrm{Attention}(h), \qquad
+    x \leftarrow \mathrm{join}(x, r)$$
 
-    Rows meet in the attention alone. So row 0 of the output needs all of $h$ but only its own query, and the three ways to ask for
-    it follow from the rules. A new block gives `attention_input` and `mlp`, and `join` only if it adds otherwise.
+    Rows meet in the attention alone, so row 0 of the output needs all of $h$ but only its own
+    query. A block is built by `Mine(attention, key=key)`. It gives `attention_input` and `mlp`, and
+    `join` only if it adds in another way.
     """
 
     attention: eqx.AbstractVar[AbstractAttention]
     d_model: eqx.AbstractVar[int]
-    heads: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def attention_input(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, "n {self.d_model}"]:
+    def attention_input(self, x: Rows) -> Rows:
         """The rows as attention sees them."""
-        raise NotImplementedError
 
     @abc.abstractmethod
-    def mlp(self, x: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
+    def mlp(self, x: Queries) -> Queries:
         """What the MLP adds to the rows, its norm included."""
-        raise NotImplementedError
 
-    def join(self, x: Float[Array, "m {self.d_model}"], read: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
-        """The block's output for the rows x, of which attention read `read`."""
+    def join(self, x: Queries, read: Queries) -> Queries:
+        """The block's output for the rows `x`, of which attention read `read`."""
         x = x + read
-        return x + self.mlp(x)
+        return x + checked(self.mlp(x), x.shape, "block.mlp(x)")
 
-    def __call__(
-        self, x: Float[Array, "n {self.d_model}"]
-    ) -> tuple[Float[Array, "n {self.d_model}"], Float[Array, "{self.heads} n n"]]:
-        """The whole block: every row's output, and the logits of every row."""
-        h = self.attention_input(x)
-        logits = self.attention.logits(h, h)
-        return self.join(x, self.attention.mix(logits, h)), logits
+    def __call__(self, x: Rows) -> tuple[Rows, AllLogits]:
+        """The whole block: the output of every row, and the logits of every row."""
+        h, l = self._attend(x, x.shape[0])
+        return self._output(x, l, h), l
 
-    def first_row(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, " {self.d_model}"]:
+    def first_row(self, x: Rows) -> Float[Array, " {self.d_model}"]:
         """Row 0 of the block's output, without computing any other row."""
-        h = self.attention_input(x)
-        logits = self.attention.logits(h[:1], h)
-        return self.join(x[:1], self.attention.mix(logits, h))[0]
+        h, l = self._attend(x, 1)
+        return self._output(x[:1], l, h)[0]
 
-    def first_row_all_logits(
-        self, x: Float[Array, "n {self.d_model}"]
-    ) -> tuple[Float[Array, " {self.d_model}"], Float[Array, "{self.heads} n n"]]:
-        """Row 0 of the block's output, and the logits of every row: what the entropy of the last layer needs."""
-        h = self.attention_input(x)
-        logits = self.attention.logits(h, h)
-        return self.join(x[:1], self.attention.mix(logits[:, :1], h))[0], logits
+    def first_row_all_logits(self, x: Rows) -> tuple[Float[Array, " {self.d_model}"], AllLogits]:
+        """Row 0 of the block's output, and the logits of every row, which the entropy needs."""
+        h, l = self._attend(x, x.shape[0])
+        return self._output(x[:1], l[:, :1], h)[0], l
+
+    def _attend(self, x: Rows, m: int) -> tuple[Rows, Float[Array, "heads {m} n"]]:
+        """The rows as attention sees them, and the logits of the first m of them."""
+        h = checked(self.attention_input(x), x.shape, "block.attention_input(x)")
+        shape = (self.attention.heads, m, x.shape[0])
+        return h, checked(self.attention.logits(h[:m], h), shape, "attention.logits(queries, x)")
+
+    def _output(self, x: Queries, l: Float[Array, "heads m n"], h: Rows) -> Queries:
+        """The output of the rows `x`, whose logits over the rows `h` are `l`."""
+        read = checked(self.attention.mix(l, h), x.shape, "attention.mix(logits, x)")
+        return checked(self.join(x, read), x.shape, "block.join(x, read)")
 
 
 class Block(AbstractBlock):
-    r"""The paper's block, with norms before what they feed (pre-norm).
+    r"""The paper's block, which normalises before attention and before the MLP (pre-norm):
 
-    $$x \leftarrow x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad x \leftarrow x + W_2\,\mathrm{gelu}(W_1\,\mathrm{LN}(x))$$
+    $$x \leftarrow x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad
+    x \leftarrow x + W_2\,\mathrm{gelu}(W_1\,\mathrm{LN}(x))$$
 
-    The MLP is `d_model -> 4 d_model -> d_model`; GELU in its tanh form.
+    The MLP is `d_model -> 4 d_model -> d_model`, with GELU in its tanh form.
     """
 
     attention_norm: Norm
     attention: AbstractAttention
     mlp_norm: Norm
-    mlp_in: Linear
-    mlp_out: Linear
+    mlp_in: AbstractMap
+    mlp_out: AbstractMap
     d_model: int = eqx.field(static=True)
-    heads: int = eqx.field(static=True)
 
     def __init__(self, attention: AbstractAttention, *, key: PRNGKeyArray):
         k_in, k_out = jr.split(key)
-        self.d_model, self.heads = attention.d_model, attention.heads
+        self.d_model = attention.d_model
         self.attention_norm = eqx.nn.LayerNorm(self.d_model, eps=NORM_EPS)
         self.attention = attention
         self.mlp_norm = eqx.nn.LayerNorm(self.d_model, eps=NORM_EPS)
         self.mlp_in = Linear(lecun_normal, self.d_model, 4 * self.d_model, key=k_in)
         self.mlp_out = Linear(lecun_normal, 4 * self.d_model, self.d_model, key=k_out)
 
-    def attention_input(self, x: Float[Array, "n {self.d_model}"]) -> Float[Array, "n {self.d_model}"]:
+    def attention_input(self, x: Rows) -> Rows:
         return jax.vmap(self.attention_norm)(x)
 
-    def mlp(self, x: Float[Array, "m {self.d_model}"]) -> Float[Array, "m {self.d_model}"]:
+    def mlp(self, x: Queries) -> Queries:
         h = jax.vmap(self.mlp_norm)(x)
         return self.mlp_out(jax.nn.gelu(self.mlp_in(h), approximate=True))
+
+
+ATTENTIONS = {
+    "softmax": SoftmaxAttention,
+    "qk-norm": "tql.variants.qk_norm:QKNorm", "softcap": "tql.variants.softcap:Softcap",
+}
+"""Attentions by the short names that settings may use. The last two are wrappers: they combine."""
+
+BLOCKS = {
+    "pre-norm": Block, "sandwich": "tql.variants.sandwich:Sandwich",
+    "swiglu": "tql.variants.gated:SwiGLU", "geglu": "tql.variants.gated:GEGLU",
+}
+"""Blocks by the short names that settings may use; `sandwich` is a wrapper."""

@@ -1,4 +1,5 @@
-"""The walkthroughs as a book: `sphinx-build walkthrough runs/book/html` runs every script here and writes its page with its pictures."""
+"""The walkthroughs as a book: `sphinx-build walkthrough runs/book/html` runs every script of this
+folder and writes its page, with its pictures."""
 
 import hashlib
 import os
@@ -15,17 +16,27 @@ exclude_patterns = ["conf.py", "_static", "__pycache__", ".ipynb_checkpoints"]
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 
-# A page is run again when its code changes, or anything in tql/ or figures/data/: the cache of the outputs is named after those.
-SOURCES = sorted([*(REPOSITORY / "tql").glob("*.py"), *(REPOSITORY / "figures" / "data").rglob("*.*")])
-VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:12]
+
+def version_of_sources() -> str:
+    """A name that changes when any file of the library or any record that a page reads changes."""
+    files = [*(REPOSITORY / "tql").rglob("*.py"), *(REPOSITORY / "figures").rglob("*.json*")]
+    digest = hashlib.sha256()
+    for file in sorted(path for path in files if path.is_file()):
+        digest.update(file.relative_to(REPOSITORY).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+# A page is run again when its own code changes; for changes elsewhere the cache has this name.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(REPOSITORY / "runs" / "book" / "cache" / VERSION)
-nb_execution_timeout = -1  # no limit: a page may train for minutes
-nb_execution_raise_on_error = True  # a claim that fails leaves no book
+nb_execution_cache_path = str(REPOSITORY / "runs" / "book" / "cache" / version_of_sources())
+nb_execution_timeout = -1  # There is no limit, because a page may train for minutes.
+nb_execution_raise_on_error = True  # A claim that fails leaves no book.
 nb_execution_show_tb = True
-nb_output_stderr = "remove"  # progress bars
+nb_output_stderr = "remove"  # Progress bars go there.
 nb_merge_streams = True
-# With a width, Sphinx links a picture to its file, to see it alone and large; book.css takes the width back.
+# With a width, Sphinx links a picture to its file, so that it can be seen alone and large. The file
+# book.css takes the width back.
 nb_render_image_options = {"alt": "drawn by the cell above", "width": "100%"}
 # A kernel chooses Matplotlib's inline backend only where none is asked for.
 os.environ.pop("MPLBACKEND", None)

@@ -1,1 +1,2 @@
-"""The nine methods that TQL is compared with, one file each; `config.METHODS` names them."""
+"""The nine methods that TQL is compared with. Each has a file of its own, with its own network;
+what several of them share is in `networks`."""

@@ -1,1 +1,0 @@
-"""Empty on purpose: see pyproject.toml beside this folder."""

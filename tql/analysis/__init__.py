@@ -1,0 +1,1 @@
+"""What a trained critic looks like, and the pictures of a run."""

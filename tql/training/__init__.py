@@ -1,0 +1,2 @@
+"""A run of training: its chunks, its directory on the disk, its checkpoints; methods by their
+names."""
