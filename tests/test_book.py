@@ -130,8 +130,8 @@ def test_the_book_builds_in_a_fresh_checkout(project):
     for script in SCRIPTS:
         page = (html / f"{script.stem}.html").read_text()
         named, drawn = pictures_of(script.stem, project)
-        missing = {"film.png"} if "no film" in page else set()  # no OpenGL on this machine
-        assert drawn == named - missing, script.stem
+        assert drawn <= named, script.stem
+        assert named - drawn <= {"film.png"}, script.stem  # it needs an OpenGL on the machine
         assert page.count("drawn by the cell above") >= len(drawn), script.stem
     runs = {path.parent.name for path in (project / "runs/study/cpu").glob("*/metrics.jsonl")}
     collapse = {f"{kind}-none-64-seed0" for kind in ("sarsa", "slow", "returns", "flow")}
