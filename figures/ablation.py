@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from records import Record, pick, read
 
 CAPTION = """width 128, 1,000 updates on cube-single, seeds 0, 1, 2; maps: seed 0
-as in the paper: any control is better than none"""
+with any control Q is smoother; the paper's order is one of success"""
 
 
 def draw(records: list[Record]) -> Figure:

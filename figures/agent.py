@@ -23,7 +23,7 @@ TQL holds the entropy; in success the runs overlap"""
 
 
 def draw_success(axis: Axes, runs: dict[str, list[Record]]) -> None:
-    """Of every run, and of the behaviour flow alone in all of them."""
+    """The success of every run, and that of the behaviour flow alone in all of them."""
     of = {control: [100 * run.last_success() for run in runs[control]] for control in runs}
     of["flow alone"] = [100 * r.last_success("behaviour") for some in runs.values() for r in some]
     for x, (name, values) in enumerate(of.items()):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from records import Record, pick, read
 
 CAPTION = """cube-single, seeds 0, 1, 2; the paper gives no such number
-without control wider is rougher; with an actor TQL gains nothing"""
+without control wider is rougher; with an actor TQL is not smoother"""
 
 MEASURES = {"roughness": "Roughness of Q", "turning_points": "Turning points of Q"}
 KINDS = {

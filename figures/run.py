@@ -150,7 +150,7 @@ def make(options: Options, folder: Path, missing: Runs, until: int | None) -> di
             elif waiting and len(running) < processes:
                 name, config = waiting.pop(0)
                 try:
-                    episodes, seed = episodes_of(config), config.dataset_seed
+                    episodes, seed = dataset_episodes(config), config.dataset_seed
                     data = dataset(config.task, episodes=episodes, seed=seed)
                 except Exception as error:  # whatever the simulator raises; other runs go on
                     failed[name] = f"its dataset could not be made: {error}"
@@ -174,8 +174,9 @@ def make(options: Options, folder: Path, missing: Runs, until: int | None) -> di
     return failed
 
 
-def episodes_of(config: AbstractConfig) -> int:
-    """Of a run's dataset: what the settings ask for, or OGBench's official number."""
+def dataset_episodes(config: AbstractConfig) -> int:
+    """How many episodes a run's dataset has: as many as the settings ask for, or OGBench's official
+    number."""
     return config.dataset_episodes or official_episodes(Task.parse(config.task))
 
 

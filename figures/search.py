@@ -12,7 +12,7 @@ from presets import POCKET_TASKS, SEARCHED
 from records import Record, pick, read
 
 CAPTION = """task 3, 50 episodes a run; discs: search, seed 10 (or 0, 1, 2)
-rings on grey: the benchmark's runs; ReBRAC's window is .04 to .07"""
+rings on grey: the benchmark's runs; ReBRAC works at .04 to .07 only"""
 
 
 def value_of(record: Record) -> float:

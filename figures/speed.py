@@ -68,7 +68,7 @@ class Options:
 
 
 def configs_of(options: Options) -> dict[str, AbstractConfig]:
-    """What is measured, by name. Raises `ValueError` for a method that there is not."""
+    """What is measured, by name. Raises `ValueError` for an unknown method."""
     if options.method:
         names = METHODS if options.method == "all" else (options.method,)
         presets = {name: "paper-0.4M" if name == "tql" else "paper" for name in names}

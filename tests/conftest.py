@@ -1,9 +1,12 @@
 """Strict numerics for every test, and a tiny run that many files share."""
 
 import contextlib
+import ctypes
+import gc
 import itertools
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,9 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Compiled programs are forgotten after every file; a worker would grow to several GB."""
+    """After every file the compiled programs are forgotten and their memory is handed back; a
+    worker would grow to several GB."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

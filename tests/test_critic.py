@@ -128,7 +128,7 @@ def test_sizes_that_do_not_fit(getkey, wrong):
 
 
 def test_a_whole_critic_is_not_a_factory(getkey):
-    """Issue: `make_tokenizer=Critic`, the obvious try, says what a factory gets."""
+    """The message says what a factory gets."""
     with pytest.raises(ValueError, match=r"Critic\(n_s.*is built as Critic\(5, 3, 6, key=\.\.\.\)"):
         make(getkey, make_tokenizer=Critic)
 

@@ -20,8 +20,7 @@ from tql.config import AbstractConfig
 Metrics = dict[str, Array]
 
 Policy = Callable[[Float[Array, " n_s"], PRNGKeyArray], Float[Array, " n_a"]]
-"""An action in [-1, 1] from a state and a fresh key. It is a PyTree, so that it is compiled once,
-however often its weights change."""
+"""An action in [-1, 1] from a state and a fresh key; a PyTree, so that it is compiled only once."""
 
 
 class AbstractAgent(eqx.Module):

@@ -19,7 +19,7 @@ from tql.components import checked
 from tql.layers import NORM_EPS, AbstractMap, Linear, Norm, lecun_normal
 
 # Shapes of methods; `self` is the attention or the block.
-Rows = Float[Array, "n {self.d_model}"]
+Tokens = Float[Array, "n {self.d_model}"]
 Queries = Float[Array, "m {self.d_model}"]
 Logits = Float[Array, "{self.heads} m n"]
 AllLogits = Float[Array, "heads n n"]
@@ -33,12 +33,12 @@ class AbstractAttention(eqx.Module):
     heads: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def logits(self, queries: Queries, x: Rows) -> Logits:
+    def logits(self, queries: Queries, x: Tokens) -> Logits:
         """Attention logits of the rows `queries` over the rows `x`; their softmax over the last
         axis is the attention."""
 
     @abc.abstractmethod
-    def mix(self, logits: Logits, x: Rows) -> Queries:
+    def mix(self, logits: Logits, x: Tokens) -> Queries:
         """What the query rows read from the rows `x` with these logits."""
 
 
@@ -68,16 +68,16 @@ class SoftmaxAttention(AbstractAttention):
         self.value, self.out = make_map(k_value), make_map(k_out)
         self.d_model, self.heads = d_model, heads
 
-    def logits(self, queries: Queries, x: Rows) -> Logits:
+    def logits(self, queries: Queries, x: Tokens) -> Logits:
         Q, K = self._split(self.query(queries)), self._split(self.key(x))
         return jnp.einsum("mhd,nhd->hmn", Q, K) / math.sqrt(self.d_model // self.heads)
 
-    def mix(self, logits: Logits, x: Rows) -> Queries:
+    def mix(self, logits: Logits, x: Tokens) -> Queries:
         A, V = jax.nn.softmax(logits), self._split(self.value(x))
         read = jnp.einsum("hmn,nhd->mhd", A, V)
         return self.out(read.reshape(-1, self.d_model))
 
-    def _split(self, rows: Rows) -> Float[Array, "n {self.heads} d_head"]:
+    def _split(self, rows: Tokens) -> Float[Array, "n {self.heads} d_head"]:
         return rows.reshape(rows.shape[0], self.heads, -1)
 
 
@@ -107,7 +107,7 @@ class AbstractBlock(eqx.Module):
     $$h = \mathrm{attention\_input}(x), \qquad r = \mathrm{Attention}(h), \qquad
     x \leftarrow \mathrm{join}(x, r)$$
 
-    Rows meet in the attention alone, so row 0 of the output needs all of $h$ but only its own
+    Tokens meet in the attention alone, so row 0 of the output needs all of $h$ but only its own
     query. A block is built by `Mine(attention, key=key)`. It gives `attention_input` and `mlp`, and
     `join` only if it adds in another way.
     """
@@ -116,7 +116,7 @@ class AbstractBlock(eqx.Module):
     d_model: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def attention_input(self, x: Rows) -> Rows:
+    def attention_input(self, x: Tokens) -> Tokens:
         """The rows as attention sees them."""
 
     @abc.abstractmethod
@@ -124,32 +124,32 @@ class AbstractBlock(eqx.Module):
         """What the MLP adds to the rows, its norm included."""
 
     def join(self, x: Queries, read: Queries) -> Queries:
-        """The block's output for the rows `x`, of which attention read `read`."""
+        """The block's output for the rows `x`, for which attention has read `read`."""
         x = x + read
         return x + checked(self.mlp(x), x.shape, "block.mlp(x)")
 
-    def __call__(self, x: Rows) -> tuple[Rows, AllLogits]:
+    def __call__(self, x: Tokens) -> tuple[Tokens, AllLogits]:
         """The whole block: the output of every row, and the logits of every row."""
         h, l = self._attend(x, x.shape[0])
         return self._output(x, l, h), l
 
-    def first_row(self, x: Rows) -> Float[Array, " {self.d_model}"]:
+    def first_row(self, x: Tokens) -> Float[Array, " {self.d_model}"]:
         """Row 0 of the block's output, without computing any other row."""
         h, l = self._attend(x, 1)
         return self._output(x[:1], l, h)[0]
 
-    def first_row_all_logits(self, x: Rows) -> tuple[Float[Array, " {self.d_model}"], AllLogits]:
+    def first_row_all_logits(self, x: Tokens) -> tuple[Float[Array, " {self.d_model}"], AllLogits]:
         """Row 0 of the block's output, and the logits of every row, which the entropy needs."""
         h, l = self._attend(x, x.shape[0])
         return self._output(x[:1], l[:, :1], h)[0], l
 
-    def _attend(self, x: Rows, m: int) -> tuple[Rows, Float[Array, "heads {m} n"]]:
+    def _attend(self, x: Tokens, m: int) -> tuple[Tokens, Float[Array, "heads {m} n"]]:
         """The rows as attention sees them, and the logits of the first m of them."""
         h = checked(self.attention_input(x), x.shape, "block.attention_input(x)")
         shape = (self.attention.heads, m, x.shape[0])
         return h, checked(self.attention.logits(h[:m], h), shape, "attention.logits(queries, x)")
 
-    def _output(self, x: Queries, l: Float[Array, "heads m n"], h: Rows) -> Queries:
+    def _output(self, x: Queries, l: Float[Array, "heads m n"], h: Tokens) -> Queries:
         """The output of the rows `x`, whose logits over the rows `h` are `l`."""
         read = checked(self.attention.mix(l, h), x.shape, "attention.mix(logits, x)")
         return checked(self.join(x, read), x.shape, "block.join(x, read)")
@@ -180,7 +180,7 @@ class Block(AbstractBlock):
         self.mlp_in = Linear(lecun_normal, self.d_model, 4 * self.d_model, key=k_in)
         self.mlp_out = Linear(lecun_normal, 4 * self.d_model, self.d_model, key=k_out)
 
-    def attention_input(self, x: Rows) -> Rows:
+    def attention_input(self, x: Tokens) -> Tokens:
         return jax.vmap(self.attention_norm)(x)
 
     def mlp(self, x: Queries) -> Queries:

@@ -12,7 +12,7 @@ class Transition(eqx.Module):
     s: Float[Array, "*batch n_s"]  # The state; `observations` in OGBench.
     a: Float[Array, "*batch n_a"]  # The action, in [-1, 1].
     r: Float[Array, "*batch"]  # The reward.
-    m: Float[Array, "*batch"]  # The mask: 0 where the task is solved, or 1 (at time limits too).
+    m: Float[Array, "*batch"]  # The mask: 0 where the task is solved, else 1 (at time limits too).
     s_next: Float[Array, "*batch n_s"]  # The next state s'.
     a_next: Float[Array, "*batch n_a"]  # The action a' that the dataset took in s'.
 

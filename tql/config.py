@@ -55,7 +55,7 @@ class AbstractConfig:
     discount: float = 0.99  # gamma, per environment step.
     tau: float = 0.005  # Rate of the target network's moving average, per update.
     updates_per_call: int = 50
-    """Updates per compiled chunk, after which a signal to stop is obeyed. Divides what follows."""
+    """Updates per compiled chunk; it divides steps and intervals. Signals are obeyed after one."""
     log_every: int = 1000  # Updates between two lines of metrics, means over a chunk.
     checkpoint_every: int = 10_000  # Updates between two checkpoints.
     evaluate_every: int = 100_000  # Updates between two evaluations; one more at the end.

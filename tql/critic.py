@@ -19,7 +19,7 @@ from tql.tokenizer import AbstractTokenizer, ScalarTokenizer
 State = Float[Array, " {self.n_s}"]
 Action = Float[Array, " {self.n_a}"]
 Values = Float[Array, " {self.ensemble}"]
-AllLogits = Float[Array, "layers heads n n"]
+LayerLogits = Float[Array, "layers heads n n"]
 
 D_HEAD = 32
 """Channels per head at every width of the paper, so heads = d_model / 32."""
@@ -38,7 +38,7 @@ class AbstractCritic(eqx.Module):
         """The K values of one pair (s, a), in units of discounted reward."""
 
     @abc.abstractmethod
-    def with_attention(self, s: State, a: Action) -> tuple[Values, AllLogits]:
+    def with_attention(self, s: State, a: Action) -> tuple[Values, LayerLogits]:
         """The same values, and the attention logits of every layer, head, query and key."""
 
 
@@ -91,8 +91,7 @@ class Critic(AbstractCritic):
         if layers < 1 or ensemble < 1 or (heads is None and d_model % D_HEAD):
             raise ValueError(
                 f"a critic needs a layer, a Q head, and a d_model that is a multiple of {D_HEAD} "
-                f"unless heads are given; got layers {layers}, ensemble {ensemble}, "
-                f"d_model {d_model}."
+                f"or heads; got layers {layers}, ensemble {ensemble}, d_model {d_model}."
             )
         heads = d_model // D_HEAD if heads is None else heads
         k_tokenizer, k_attention, k_block, k_heads = jr.split(key, 4)
@@ -111,7 +110,7 @@ class Critic(AbstractCritic):
             x, _ = block(x)
         return self.read_out(self.blocks[-1].first_row(x))
 
-    def with_attention(self, s: State, a: Action) -> tuple[Values, AllLogits]:
+    def with_attention(self, s: State, a: Action) -> tuple[Values, LayerLogits]:
         x = self.tokens(s, a)
         logits = []
         for block in self.blocks[:-1]:

@@ -30,12 +30,12 @@ QFunction = Callable[[S, A], Float[Array, " ensemble"]]
 
 
 class Noise(eqx.Module):
-    """All that is random in one update, drawn before it; what follows is a function of it."""
+    """All that is random in one update of a batch, drawn before it."""
 
-    next_action: Float[Array, "*batch n_a"]
-    x_0: Float[Array, "*batch n_a"]
-    t: Float[Array, "*batch"]
-    z: Float[Array, "*batch n_a"]
+    next_action: Float[Array, "*batch n_a"]  # The policy's noise z in the next state, for a'.
+    x_0: Float[Array, "*batch n_a"]  # Where flow matching begins.
+    t: Float[Array, "*batch"]  # The time at which it looks at the flow.
+    z: Float[Array, "*batch n_a"]  # The noise that policy and flow both turn into an action.
 
 
 def draw_noise(n_a: int, *, key: PRNGKeyArray) -> Noise:

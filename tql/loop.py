@@ -1,6 +1,7 @@
 r"""Transformer Q-Learning (TQL): three losses, and one update of all that learns (paper 3 to 5)."""
 
 import importlib
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -112,19 +113,20 @@ class TQL(AbstractAgent):
             critic, target_critic, actor, controller, batch, noise, config.discount
         )
         # 2. The temperatures.
-        of_H = value_and_grad(temperature_loss)(controller, H)
-        (_, temperature_metrics), controller_gradient = of_H
+        temperature = value_and_grad(temperature_loss)
+        (_, temperature_metrics), controller_gradient = temperature(controller, H)
         # 3. The actor.
         (_, actor_metrics), actor_gradient = value_and_grad(actor_loss)(
             actor, critic, batch, noise, config.actor.alpha_bc
         )
         # 4. As in the reference, the target follows the critic from before this update.
-        agent = TQL(
-            self.critic.descend(critic_gradient, of_critic),
-            polyak(critic, target_critic, config.tau),
-            self.controller.descend(controller_gradient, of_temperatures),
-            self.actor.descend(actor_gradient, of_actor),
-            *(self.step + 1, self.key, self.n_s, self.n_a, config),
+        agent = replace(
+            self,
+            critic=self.critic.descend(critic_gradient, of_critic),
+            target_critic=polyak(critic, target_critic, config.tau),
+            controller=self.controller.descend(controller_gradient, of_temperatures),
+            actor=self.actor.descend(actor_gradient, of_actor),
+            step=self.step + 1,
         )
         return agent, critic_metrics | temperature_metrics | actor_metrics
 

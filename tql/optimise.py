@@ -55,7 +55,7 @@ def value_and_grad(loss: Callable) -> Callable:
 
 
 def copy(model: PyTree) -> PyTree:
-    """A target network at its start, in copied arrays: a donated array must have one owner."""
+    """A target network at its start: a copy, because training reuses the memory of its arrays."""
     return jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, model)
 
 

@@ -121,8 +121,8 @@ def look(agent: TQL, validation: Transition, run: Path) -> None:
 
 
 def q_error_due(config: AbstractConfig, policies: tuple[str, ...], step: int) -> bool:
-    """Whether Q is compared with the policy's returns after so many updates: after all, for a run
-    of TQL that is evaluated."""
+    """Whether Q is compared with the policy's returns after so many updates: only after the last
+    one, in a run of TQL that is evaluated."""
     return step == config.steps and attends(config) and bool(config.episodes and policies)
 
 
@@ -141,8 +141,9 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def is_complete(run: Path, config: AbstractConfig, until: int | None = None) -> bool:
-    """Whether a run made `until` updates (all, unless given), and no look, no episode and
-    no error of Q is missing. Raises `RunError` if the directory holds a run of other settings."""
+    """Whether a run has made `until` updates (all, unless given), and neither the last portrait nor
+    an episode nor the error of Q is missing. Raises `RunError` if the directory holds a run of
+    other settings."""
     if not (run / "config.json").exists():
         return False
     settings = read_settings(run)

@@ -42,10 +42,6 @@ class FQLConfig(AbstractConfig):
     alpha_bc: float = 300.0  # Weight of the distillation loss; larger stays closer to the data.
 
 
-Act = Callable[[State, Action], Action]
-"""An action from a state and noise."""
-
-
 def paper(task: str) -> FQLConfig:
     """The paper's settings."""
     return FQLConfig(task=task, alpha_bc=1000.0 if domain_of(task).startswith("puzzle") else 300.0)
@@ -61,7 +57,7 @@ def pocket(task: str) -> FQLConfig:
 def critic_loss(
     critic: MLPCritic,
     target_critic: MLPCritic,
-    act: Act,
+    act: Callable[[State, Action], Action],
     batch: Transition,
     noise: Noise,
     gamma: float,

@@ -152,7 +152,11 @@ def scaled_returns(
 
 
 def last_target(
-    row: TransitionAndReturn, best_next: Scalar, data: DataStatistics, gamma: float, mc_mode: MCMode
+    row: TransitionAndReturn,
+    best_next: Scalar,
+    extremes: DataStatistics,
+    gamma: float,
+    mc_mode: MCMode,
 ) -> Scalar:
     r"""The TD target $y_A$ of the last action dimension, from the best value at s',
     $\bar Q' = \max_n \bar Q_A(s', g_1, \dots, g_{A-1}, n)$.
@@ -160,10 +164,10 @@ def last_target(
     By the authors $y_A = \tilde r + \gamma\,m\,(1 - \mathrm{cut})\,\bar Q'$. With the lower bound
     $y_A = \tilde r + \gamma\,\bar Q'$, also through cuts, and $-r_{lo}/\Delta$ where m = 0.
     """
-    r = data.reward(row.r, gamma)
+    r = extremes.reward(row.r, gamma)
     if mc_mode == "authors":
         return r + gamma * row.m * (1 - row.cut) * best_next
-    solved = -data.r_low / (data.r_high - data.r_low)
+    solved = -extremes.r_low / (extremes.r_high - extremes.r_low)
     return jnp.where(row.m == 0, solved, r + gamma * best_next)
 
 
@@ -251,7 +255,7 @@ def target(
     target_net: AutoregressiveQ,
     row: TransitionAndReturn,
     k: Int[Array, " {target_net.n_a}"],
-    data: DataStatistics,
+    extremes: DataStatistics,
     gamma: float,
     mc_mode: MCMode,
 ) -> Float[Array, " {target_net.n_a}"]:
@@ -265,7 +269,7 @@ def target(
     """
     within = jnp.max(target_net(row.s, k), axis=1)[1:]
     _, best_next = greedy(target_net, row.s_next)
-    y = jnp.append(within, last_target(row, best_next, data, gamma, mc_mode))
+    y = jnp.append(within, last_target(row, best_next, extremes, gamma, mc_mode))
     return jnp.clip(jnp.maximum(y, row.G), 0, 1)
 
 
@@ -273,7 +277,7 @@ def q_loss(
     net: AutoregressiveQ,
     target_net: AutoregressiveQ,
     batch: TransitionAndReturn,
-    data: DataStatistics,
+    extremes: DataStatistics,
     gamma: float,
     mc_mode: MCMode,
 ) -> Loss:
@@ -285,8 +289,8 @@ def q_loss(
     """
 
     def one(row: TransitionAndReturn) -> tuple[Action, Action, Action]:
-        k = data.bin(row.a, net.bins)
-        y = jax.lax.stop_gradient(target(target_net, row, k, data, gamma, mc_mode))
+        k = extremes.bin(row.a, net.bins)
+        y = jax.lax.stop_gradient(target(target_net, row, k, extremes, gamma, mc_mode))
         Q = net(row.s, k)
         chosen = jax.nn.one_hot(k, net.bins)
         Q_k = jnp.sum(chosen * Q, axis=1)
@@ -363,8 +367,8 @@ def optimiser(config: QTransformerConfig) -> optax.GradientTransformation:
 
 
 def greedy_action(
-    net: AutoregressiveQ, data: DataStatistics, s: Float[Array, " {net.n_s}"], key: PRNGKeyArray
+    net: AutoregressiveQ, extremes: DataStatistics, s: Float[Array, " {net.n_s}"], key: PRNGKeyArray
 ) -> Float[Array, " {net.n_a}"]:
     """The centres of the greedy bins, clipped to [-1, 1]. It needs no randomness."""
     k, _ = greedy(net, s)
-    return jnp.clip(data.centre(k, net.bins), -1, 1)
+    return jnp.clip(extremes.centre(k, net.bins), -1, 1)

@@ -27,18 +27,10 @@ class Evaluate:
 
         if self.episodes < 1 or self.workers < 1:
             raise ValueError(
-                f"--episodes {self.episodes} and --workers {self.workers}: at least 1 of each is "
-                f"needed."
+                f"--episodes {self.episodes} and --workers {self.workers} must be at least 1 each."
             )
         agent = trained_agent(self.run)
         step = int(agent.step)
-        evaluate_run(
-            agent,
-            self.run,
-            episodes=self.episodes,
-            workers=self.workers,
-            out=self.out,
-            tell=lambda name, found: print(
-                f"{name} at update {step}: {summary(found)}", flush=True
-            ),
-        )
+        tell = lambda name, found: print(f"{name} at update {step}: {summary(found)}", flush=True)
+        options = dict(episodes=self.episodes, workers=self.workers, out=self.out)
+        evaluate_run(agent, self.run, **options, tell=tell)

@@ -1,6 +1,5 @@
 """Methods by their names, and their settings as they are written to files and read back."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 from tql.agent import AbstractAgent
 from tql.components import build, find_class
 from tql.config import AbstractConfig
+from tql.ogbench.validate import sha256
 from tql.training.whole_file import MISSING, typed
 
 METHODS = {
@@ -29,7 +29,7 @@ METHODS = {
 
 
 def method_class(name: str) -> type[AbstractAgent]:
-    """The class of that method. Raises `ValueError` for a name that there is not, and for a class
+    """The class of that method. Raises `ValueError` for an unknown name, and for a class
     without settings."""
     found = find_class(name, METHODS, AbstractAgent)
     config, presets = getattr(found, "Config", None), getattr(found, "presets", None)
@@ -45,8 +45,8 @@ def method_class(name: str) -> type[AbstractAgent]:
 
 
 def new_agent(n_s: int, n_a: int, config: AbstractConfig) -> AbstractAgent:
-    """A fresh agent of the method that `config` names. Raises `ValueError` for a method that there
-    is not, and for the settings of another one."""
+    """A fresh agent of the method that `config` names. Raises `ValueError` for an unknown method,
+    and for the settings of another one."""
     method = method_class(config.method)
     if type(config) is not method.Config:
         raise ValueError(
@@ -88,7 +88,8 @@ def as_json(config: AbstractConfig) -> dict:
 
 
 def different(ours: dict, theirs: dict) -> list[tuple[str, Any, Any]]:
-    """Dotted name and both values of every setting that differs. If the method does, only that."""
+    """The dotted name and both values of every setting that differs. Where the method differs, only
+    the method, because another method has other settings."""
     found = list(_different(ours, theirs, ""))
     return [triple for triple in found if triple[0] == "method"] or found
 
@@ -130,5 +131,4 @@ def _map_files(value: Any, f: Callable[[str], str]) -> Any:
 
 def checksums(config: AbstractConfig) -> dict[str, str]:
     """The SHA-256 of every file that `component_files` lists."""
-    files = component_files(config)
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path): sha256(path) for path in component_files(config)}

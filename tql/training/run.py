@@ -247,8 +247,8 @@ def evaluation_due(agent: AbstractAgent, step: int) -> bool:
 
 
 def checkpoint_due(config: AbstractConfig, step: int) -> bool:
-    """Whether so many updates are saved; before an evaluation too, which is long and may be ended
-    by a signal."""
+    """Whether there is a checkpoint after so many updates; before an evaluation too, which is long
+    and may be ended by a signal."""
     planned = (config.checkpoint_every, config.evaluate_every)
     return step == config.steps or any(step % every == 0 for every in planned)
 
@@ -421,7 +421,7 @@ def _evaluate(
 
 
 def _record(file: Path, step: int, name: str, episodes: list[Episode]) -> None:
-    """`record_episodes`. Raises `RunError` where the disk refuses."""
+    """Appends the episodes to the file. Raises `RunError` where the disk refuses."""
     try:
         record_episodes(file, step, name, episodes)
     except OSError as error:
@@ -433,12 +433,12 @@ def _record(file: Path, step: int, name: str, episodes: list[Episode]) -> None:
 
 
 def _interruptible(policy: Callable, stop: Sequence[str]) -> Callable:
-    def checked(*wave):
+    def act(*wave):
         if stop:
             raise _interrupted(stop)
         return policy(*wave)
 
-    return checked
+    return act
 
 
 def _interrupted(stop: Sequence[str]) -> Interrupted:

@@ -171,7 +171,7 @@ class Settings:
 def write_settings(
     run: Path, agent: AbstractAgent, dataset: Path, metrics: dict[str, tuple[int, ...]]
 ) -> None:
-    """Everything that determines the run, and what it ran on."""
+    """Writes `config.json`: everything that determines the run, and what it ran on."""
     content = {
         "config": as_json(agent.config),
         "policies": agent.policies,
@@ -200,9 +200,8 @@ def read_settings(run: Path) -> Settings:
         files = typed(content.get("files", MISSING), dict[str, str], "files")
         method = method_in(content.get("config", MISSING))
     check_files(run, files, method)
-    method_class(
-        method
-    )  # outside the blocks: what a reader's own file raises is not about this one
+    # Outside of `_named`, because what a reader's own file raises is not about `config.json`.
+    method_class(method)
     with _named(file):
         config = config_from_dict(content["config"])
         Task.parse(config.task)
@@ -258,7 +257,7 @@ def step_of(path: Path) -> int:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Newest first: the files whose name is `step-`, nine digits and `.checkpoint`."""
+    """The files whose name is `step-`, nine digits and `.checkpoint`, newest first."""
     if not run.is_dir():
         return []
     found = [path for path in run.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_file()]
@@ -281,9 +280,9 @@ def wrote(path: Path, config: AbstractConfig) -> bool:
 
 
 def save(run: Path, agent: AbstractAgent, log: FileIO | None = None) -> None:
-    """A checkpoint, once the metrics `log` is on the disk; of the run's older ones the newest
-    stays. Raises `Diverged` rather than save what is not finite, and `RunError` where the disk
-    refuses."""
+    """Writes a checkpoint, once the metrics file `log` is on the disk, and deletes the older ones
+    of this run but the newest. Raises `Diverged` rather than save what is not finite, and
+    `RunError` where the disk refuses."""
     arrays, step = named_arrays(agent), int(agent.step)
     if bad := [name for name, array in arrays.items() if not np.all(np.isfinite(array))]:
         raise Diverged(
@@ -306,8 +305,8 @@ REPEATS = (
 
 
 def newest_agent(run: Path, config: AbstractConfig) -> AbstractAgent | None:
-    """From the newest checkpoint that can be used; one that cannot is named on stderr and passed
-    over. None if there is no checkpoint. Raises `RunError`, with the reason, if none can be
+    """The agent of the newest checkpoint that can be used; one that cannot is named on stderr and
+    passed over. None if there is no checkpoint. Raises `RunError`, with the reason, if none can be
     used."""
     reasons = []
     for path in checkpoints(run):
@@ -340,7 +339,7 @@ def _agent_in(path: Path, config: AbstractConfig) -> AbstractAgent:
 
 
 def trained_agent(run: Path) -> AbstractAgent:
-    """The newest usable checkpoint of a run. Raises `RunError` if there is none."""
+    """The agent of a run's newest usable checkpoint. Raises `RunError` if there is none."""
     settings = read_settings(run)
     check_files(run, settings.files, settings.config)
     agent = newest_agent(run, settings.config)
@@ -350,7 +349,7 @@ def trained_agent(run: Path) -> AbstractAgent:
 
 
 def agent_at(run: Path, step: int) -> AbstractAgent:
-    """The checkpoint after `step` updates. Raises `RunError` if it is not there, and
+    """The agent of the checkpoint after `step` updates. Raises `RunError` if it is not there, and
     `CheckpointError` if it cannot be used."""
     settings = read_settings(run)
     check_files(run, settings.files, settings.config)

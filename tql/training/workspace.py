@@ -31,7 +31,7 @@ def dataset(task: str, *, episodes: int, seed: int = 0) -> Path:
     generated with this seed if it is missing.
 
     Datasets of other lengths or seeds lie in other folders, so a tour's two episodes are never
-    taken for a study's hundred. Raises `ValueError` for a task that there is not.
+    taken for a study's hundred. Raises `ValueError` for an unknown task.
     """
     path = dataset_path(task, episodes=episodes, seed=seed)
     if not path.exists():
@@ -42,6 +42,6 @@ def dataset(task: str, *, episodes: int, seed: int = 0) -> Path:
 
 
 def dataset_path(task: str, *, episodes: int, seed: int = 0) -> Path:
-    """Where `dataset` has it, whether it is there or not."""
+    """The file that `dataset` returns, whether it is there yet or not."""
     folder = f"{episodes}-episodes" + (f"-seed{seed}" if seed else "")
     return home() / "data" / folder / f"{Task.parse(task).dataset_name}.npz"

@@ -7,7 +7,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tql.attention import AbstractAttention, AbstractBlock, Queries, Rows
+from tql.attention import AbstractAttention, AbstractBlock, Queries, Tokens
 from tql.layers import NORM_EPS, AbstractMap, Linear, Norm, lecun_normal
 
 Hidden = Float[Array, "m hidden"]
@@ -47,7 +47,7 @@ class AbstractGated(AbstractBlock):
     def act(self, gate: Hidden) -> Hidden:
         """The activation of the gate."""
 
-    def attention_input(self, x: Rows) -> Rows:
+    def attention_input(self, x: Tokens) -> Tokens:
         return jax.vmap(self.attention_norm)(x)
 
     def mlp(self, x: Queries) -> Queries:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tql.attention import AbstractAttention, Logits, Queries, Rows, SoftmaxAttention
+from tql.attention import AbstractAttention, Logits, Queries, SoftmaxAttention, Tokens
 from tql.components import build
 from tql.layers import AbstractMap
 from tql.variants.rms_norm import rms_norm
@@ -64,8 +64,8 @@ class QKNorm(AbstractAttention):
         self.inner = eqx.tree_at(maps, attention, normed)
         self.d_model, self.heads = d_model, heads
 
-    def logits(self, queries: Queries, x: Rows) -> Logits:
+    def logits(self, queries: Queries, x: Tokens) -> Logits:
         return self.inner.logits(queries, x)
 
-    def mix(self, logits: Logits, x: Rows) -> Queries:
+    def mix(self, logits: Logits, x: Tokens) -> Queries:
         return self.inner.mix(logits, x)

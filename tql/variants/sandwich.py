@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from tql.attention import AbstractAttention, AbstractBlock, Block, Queries, Rows
+from tql.attention import AbstractAttention, AbstractBlock, Block, Queries, Tokens
 from tql.components import build
 from tql.layers import NORM_EPS, Norm
 
@@ -43,7 +43,7 @@ class Sandwich(AbstractBlock):
     def attention(self) -> AbstractAttention:
         return self.inner.attention
 
-    def attention_input(self, x: Rows) -> Rows:
+    def attention_input(self, x: Tokens) -> Tokens:
         return self.inner.attention_input(x)
 
     def mlp(self, x: Queries) -> Queries:

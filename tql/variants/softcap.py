@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from tql.attention import AbstractAttention, Logits, Queries, Rows, SoftmaxAttention
+from tql.attention import AbstractAttention, Logits, Queries, SoftmaxAttention, Tokens
 from tql.components import build
 
 
@@ -35,8 +35,8 @@ class Softcap(AbstractAttention):
         self.inner = build(inner, d_model, heads, key=key)
         self.c, self.d_model, self.heads = c, d_model, heads
 
-    def logits(self, queries: Queries, x: Rows) -> Logits:
+    def logits(self, queries: Queries, x: Tokens) -> Logits:
         return self.c * jnp.tanh(self.inner.logits(queries, x) / self.c)
 
-    def mix(self, logits: Logits, x: Rows) -> Queries:
+    def mix(self, logits: Logits, x: Tokens) -> Queries:
         return self.inner.mix(logits, x)
