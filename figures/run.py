@@ -1,6 +1,6 @@
 """Makes the runs behind the figures, and records them in `data/PRESET.jsonl`.
 
-    python figures/run.py cpu --estimate     says what is missing and about how long it takes
+    python figures/run.py cpu --estimate     says how many are missing and about how long they take
     python figures/run.py cpu                makes it, one run per core at a time
     python figures/run.py cpu --minutes 9    stops by itself, with everything saved
 

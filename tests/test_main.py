@@ -470,3 +470,8 @@ def test_analyse(tql, tmp_path, finished, maze_file):
     assert "is no checkpoint of tql" in is_one_line(tql("analyse", run, "--step", "40"))
     assert "has no usable checkpoint" in is_one_line(tql("analyse", run))
     assert sorted(run.iterdir()) == before
+
+
+def test_a_dataset_is_no_task_to_train_on(tql):
+    """OGBench's own name of the dataset would train, for minutes, on a task that nobody named."""
+    assert "name one of them" in is_one_line(tql("train", "pointmaze-medium-navigate-v0"))

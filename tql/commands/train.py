@@ -109,7 +109,10 @@ def _without_task_and_method(config: AbstractConfig) -> AbstractConfig:
 
 def starting_settings(asked: Train) -> AbstractConfig:
     """The preset's settings, or with `--resume` and without `--preset` those of the run."""
-    Task.parse(asked.task)
+    task = Task.parse(asked.task)
+    if asked.task == task.dataset_name:
+        named = asked.task.replace("-v0", "-singletask-taskN-v0")
+        raise ValueError(f"{asked.task} is a dataset of five tasks; name one of them: {named}.")
     if asked.resume and not asked.preset:
         from tql.training.run_directory import read_settings
 
