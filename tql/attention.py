@@ -70,28 +70,30 @@ class SoftmaxAttention(AbstractAttention):
 
     def logits(self, queries: Queries, x: Tokens) -> Logits:
         Q, K = self._split(self.query(queries)), self._split(self.key(x))
-        return jnp.einsum("mhd,nhd->hmn", Q, K) / math.sqrt(self.d_model // self.heads)
+        return jnp.einsum("hmd,hnd->hmn", Q, K) / math.sqrt(self.d_model // self.heads)
 
     def mix(self, logits: Logits, x: Tokens) -> Queries:
         A, V = jax.nn.softmax(logits), self._split(self.value(x))
-        read = jnp.einsum("hmn,nhd->mhd", A, V)
+        read = jnp.einsum("hmn,hnd->hmd", A, V).swapaxes(0, 1)
         return self.out(read.reshape(-1, self.d_model))
 
-    def _split(self, rows: Tokens) -> Float[Array, "n {self.heads} d_head"]:
-        return rows.reshape(rows.shape[0], self.heads, -1)
+    def _split(self, rows: Tokens) -> Float[Array, "{self.heads} n d_head"]:
+        return rows.reshape(rows.shape[0], self.heads, -1).swapaxes(0, 1)
 
 
 def row_entropy(logits: Float[Array, " n"]) -> Float[Array, ""]:
     r"""Entropy in nats, between 0 and $\ln n$, of one attention row, from its logits:
-    $H = \log\sum_j e^{l_j} - \sum_j p_j\,l_j$.
+    $H = \log Z - \sum_j p_j\,l_j$ with $Z = \sum_j e^{l_j}$ and $p_j = e^{l_j} / Z$.
 
     The textbook form $-\sum_j p_j \log p_j$ has NaN gradients as soon as one $p_j$ underflows, and
     under collapse they do.
     """
     # H does not change when all logits move together; with a maximum of 0 it loses no digits.
     l = logits - jax.lax.stop_gradient(jnp.max(logits))
-    p = jax.nn.softmax(l)
-    return jax.nn.logsumexp(l) - jnp.sum(p * l)
+    e = jnp.exp(l)
+    Z = jnp.sum(e)
+    p = e / Z
+    return jnp.log(Z) - jnp.sum(p * l)
 
 
 def group_entropy(logits: AllLogits) -> Float[Array, " 2"]:
