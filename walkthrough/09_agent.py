@@ -61,7 +61,7 @@ FILE = dataset(TASK, episodes=EPISODES)
 #
 # The task is to pick the cube up and to put it where it belongs. The reward is -1 until the task is
 # solved, which takes a good policy about 60 environment steps of the 200 allowed. The settings are
-# the preset `cpu`, with 18,000 updates. The two agents differ in one word of their settings,
+# the preset `cpu`, with half of its updates. The two agents differ in one word of their settings,
 # `control.kind`.
 
 # %%
