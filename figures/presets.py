@@ -1,6 +1,7 @@
 """The runs behind the figures: `PRESETS` gives, by preset, the settings of every run by its name.
 
     cpu            66 small runs: widths, ablations, agents, one change at a time, other blocks
+    collapse       agents of three widths, and what causes the collapse: their first 4,000 updates
     scaling        success against width, with control and without: the plan is `scaling.md`
     pocket         the benchmark: all methods on two tasks, three seeds; on one also larger critics
     search         other values of the setting that says how far a method may leave the dataset
@@ -109,6 +110,29 @@ def cpu() -> Runs:
         for seed in SEEDS:
             changed = with_critic(sarsa, control, seed, d_model=int(width), **critic)
             runs[f"{study}-seed{seed}"] = changed
+    return runs
+
+
+def collapse() -> Runs:
+    """Whole agents of growing width with control and without, other controls, and at most one
+    change at a time to an agent without control. `UNTIL` cuts them off. Every seed has a dataset of
+    its own, and nobody acts. Every name is STUDY-CONTROL-WIDTH-seedK."""
+    agent = replace(pocket_settings(AGENT_TASK), episodes=0, checkpoint_every=500)
+    studies = {f"agent-{control}-{d}": agent for d in (32, 64, 128) for control in ("none", "tql")}
+    studies |= {
+        "slow-none-128": replace(agent, critic_lr=agent.critic_lr / 4),
+        "fast-none-32": replace(agent, critic_lr=agent.critic_lr * 4),
+        "returns-none-128": agent,
+        "sarsa-none-128": replace(agent, actor=replace(agent.actor, kind="dataset")),
+    }
+    studies |= {f"agent-{control}-128": agent for control in ("fixed", "single")}
+    studies |= {f"agent-{control}-256": agent for control in ("none", "tql")}
+    runs = {}
+    for study, config in studies.items():
+        _, control, width = study.rsplit("-", 2)
+        for seed in SEEDS:
+            run = with_critic(config, control, seed, d_model=int(width))
+            runs[f"{study}-seed{seed}"] = replace(run, dataset_seed=seed)
     return runs
 
 
@@ -247,6 +271,7 @@ def _settings(method: str, preset: str, task: str, seed: int) -> AbstractConfig:
 
 PRESETS: dict[str, Callable[[], Runs]] = {
     "cpu": cpu,
+    "collapse": collapse,
     "scaling": scaling,
     "pocket": pocket,
     "search": search,
@@ -258,5 +283,5 @@ PRESETS: dict[str, Callable[[], Runs]] = {
     "methods-paper": partial(methods_at_paper_scale, tuple(PAPER_TARGETS), 8),
 }
 
-UNTIL = {"gpu": 30_000}
+UNTIL = {"gpu": 30_000, "collapse": 4000}
 """Updates after which a preset's runs are cut off; they make all of theirs unless named here."""
