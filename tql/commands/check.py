@@ -31,7 +31,7 @@ class Check:
     processes: int = 2
     """How many files are graded at a time."""
     seconds: float | None = None
-    """Limit of time for one exercise; unless given, 60 s, and 180 s for exercise 7."""
+    """Limit of time for one exercise; unless given, 60 s, and 300 s for exercise 7."""
     memory: float = 4.0
     """Limit of memory for one exercise, in GB (on Linux)."""
 
@@ -58,7 +58,11 @@ class Check:
             raise FileNotFoundError(f"{self.path}: there is no such file or folder.")
         if self.exercise is not None and self.exercise not in exercises:
             raise ValueError(f"there is no exercise {self.exercise}; they are 1 to 8.")
-        if self.processes < 1 or (self.seconds or 1.0) <= 0 or self.memory <= 0:
+        if (
+            self.processes < 1
+            or self.memory <= 0
+            or (self.seconds is not None and self.seconds <= 0)
+        ):
             raise ValueError("--processes, --seconds and --memory must be above 0.")
         if self.csv is not None and (self.results is not None or not self.path.is_dir()):
             raise ValueError("--csv is for a folder of submissions, and --json for one submission.")

@@ -152,7 +152,7 @@ _EXERCISES = (
         "hard",
         90,
         (Part("three updates", 10, "update:check_update", ("update", "Attention")),),
-        seconds=180.0,
+        seconds=300.0,
         library=("tql.loop.td_loss", "tql.loop.critic_loss", "tql.loop.temperature_loss"),
     ),
     Exercise(
