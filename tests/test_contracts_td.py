@@ -288,7 +288,7 @@ WRONG = {
     "first head": (answer(mean=lambda Q: Q[:, 0]), "single head"),
     "y per head": (per_head, "every head has a target of its own"),
     "online target": (answer(of=lambda c, t: (c, c)), "takes the critic, not the target critic"),
-    "exchanged": (answer(of=lambda c, t: (t, c)), "critic"),
+    "exchanged": (answer(of=lambda c, t: (t, c)), "critic and target critic are exchanged"),
     "s for s'": (answer(pair="s"), "state s, not the next state"),
     "a for a'": (answer(pair="a"), "takes the action a, not"),
     "a_next": (answer(pair="a_next"), "batch.a_next"),

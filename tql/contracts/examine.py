@@ -6,6 +6,7 @@ the student's code and the checkers share this process."""
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -255,8 +256,14 @@ def tampered(before: dict[tuple[str, ...], tuple[Any, ...]]) -> str:
     return ""
 
 
+OFFERED = {"records", "settings", "CONFIG", "N_S", "N_A", "with_attention"}
+"""What the exercises themselves take from the checkers' files, besides the checkers."""
+
+
 def borrowed(tree: ast.AST, library: Iterable[str]) -> str:
-    """The first of these names of the library (`tql.loop.td_loss`) that the code uses, or ''."""
+    """The first name that the code uses and that is an answer: one of `library`
+    (`tql.loop.td_loss`; `.losses` is any attribute of that name), or what a checker computes for
+    itself. An empty string if there is none."""
     stands_for: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -273,7 +280,12 @@ def borrowed(tree: ast.AST, library: Iterable[str]) -> str:
             node = node.value
         if isinstance(node, ast.Name) and node.id in stands_for:
             name = ".".join([stands_for[node.id], *parts])
+            of_checkers = re.match(r"tql\.contracts\.\w+\.(?!check_)(\w+)", name)
+            if of_checkers and of_checkers[1] not in OFFERED:
+                return name
             for answer in library:
                 if name == answer or name.startswith(f"{answer}."):
                     return answer
+        if any(f".{part}" in library for part in parts):
+            return parts[-1]
     return ""

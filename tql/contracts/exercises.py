@@ -153,7 +153,16 @@ _EXERCISES = (
         90,
         (Part("three updates", 10, "update:check_update", ("update", "Attention")),),
         seconds=300.0,
-        library=("tql.loop.td_loss", "tql.loop.critic_loss", "tql.loop.temperature_loss"),
+        library=(
+            "tql.loop.td_loss",
+            "tql.loop.critic_loss",
+            "tql.loop.temperature_loss",
+            "tql.flow_actor.actor_loss",
+            "tql.attention.row_entropy",
+            "tql.attention.group_entropy",
+            ".update_with_noise",
+            ".losses",
+        ),
     ),
     Exercise(
         8,

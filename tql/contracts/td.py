@@ -240,7 +240,6 @@ def mistaken_sources(x: Example) -> dict[str, float]:
         "the critic is asked about the next actions in s; Q is that of the action a": (
             x.w, x.s, x.next_actions
         ),
-        "critic and target critic are exchanged": (x.w_bar, x.s, x.a),
     }  # fmt: skip
     for said, pair in predictions.items():
         found[said] = np.mean((values(*pair) - _target(x)[:, None]) ** 2)

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tql.attention import AbstractAttention
+from tql.attention import AbstractAttention, group_entropy
 from tql.batch import Transition
 from tql.contracts.update import CONFIG, N_A, N_S, check_update, with_attention
 from tql.flow_actor import Noise, draw_noise
@@ -166,16 +166,10 @@ def transitions(key):
     return Transition(s, a, s[:, 0], jr.bernoulli(keys[3], 0.8, (ROWS,)) + 0.0, s_next, a_next)
 
 
-def entropy_of(l):
-    p = jax.nn.softmax(l)
-    return -jnp.sum(p * jax.nn.log_softmax(l), axis=-1)
-
-
 @eqx.filter_jit
 def entropies(agent, batch):
     _, logits = jax.vmap(agent.critic.model.with_attention)(batch.s, batch.a)
-    h = entropy_of(logits)
-    return jnp.stack([jnp.mean(h[..., 0], axis=(0, 2)), jnp.mean(h[..., 1:], axis=(0, 2, 3))], 1)
+    return jnp.mean(jax.vmap(jax.vmap(group_entropy))(logits), axis=0)
 
 
 def run(update, agent):
