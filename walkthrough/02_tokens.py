@@ -604,7 +604,8 @@ fig.savefig(PICTURES / "regression.png", dpi=110)
 #
 # <details><summary>Answer to the prediction</summary>
 #
-# In the formula $\sigma$ is now about 1 in place of 0.028. The cosine is then
+# `wide_positions` widens $p$ alone, so in the formula $\sigma$ is about 1 in place of 0.028 (with
+# both embeddings it would be 1.41). The cosine is then
 # $\cos(\arctan s - \arctan 0.5)$, a gentle curve, with 0.32 at $s = -1$, 0.89 at 0, 1 at 0.5 and
 # 0.95 at 1. The switch at 0 is gone. Between $-1$ and $1$ the token turns by 90 degrees in all, and
 # evenly enough that all of the range counts. Measured, the share of Q's movement in $|a_i| < 0.1$

@@ -663,10 +663,11 @@ fig.savefig(PICTURES / "movement.png", dpi=110)
 #
 # Only the row TD changes, because only $y$ contains the mask. With $m = 0$ we have $y = r$, and the
 # target critic and the policy are no longer in the loss. So two circles become exact zeros: target
-# critic, from 4.3 to 0, and one-step policy, from 2.0 to 0. Nothing was taken from these two
-# before, so the update does not feel that. What it does feel is that the critic now runs after
-# another number. Its three entries stay, with other values: tokenizer from 1.95 to 4.6, blocks from
-# 0.80 to 2.3, Q heads from 0.38 to 1.65. Claim 2 fails at the two circles, and it should.
+# critic, from 4.3 to 0, and one-step policy, from 2.0 to 0. The update never used
+# these two gradients, so losing them changes nothing in it. But the critic now moves towards
+# another target. Its three entries stay above 0, with other values: tokenizer from 1.95 to 4.6,
+# blocks from 0.80 to 2.3, Q heads from 0.38 to 1.65. Claim 2 fails at the two circles, and it
+# should.
 #
 # </details>
 #

@@ -64,22 +64,25 @@ HEADER = """# ---
 """
 
 
+CAPTION = {"exercises/08_diagnosis": "the evidence looks like"}
+"""Its picture would tell the answer."""
+
+
 def as_page(app, page: str, source: list[str]) -> None:
-    """An exercise as a page: it is told to be Python, because it is not run, and the picture that a
-    right answer draws stands behind its code. Links out of the book become words."""
+    """Completes the page of an exercise. The page is not run, so it must say that it is Python. The
+    picture that a right answer draws is put before its last cell. Links to files outside the book
+    become plain words."""
     if not page.startswith("exercises/"):
         return
     text = re.sub(r"\[([^]]+)\]\(\.\./\.\./[^)]+\)", r"\1", source[0])
     if text.startswith("# %%"):
         start = text.rindex("# %% [markdown]")
-        drawn = f"# ![Drawn by a right answer](../_static/{page}.png)\n\n"
-        drawn = f"# %% [markdown]\n# *What {SHOWN.get(page, 'a right answer draws')}:*\n#\n{drawn}"
-        text = HEADER + text[:start] + drawn + text[start:]
+        picture = (
+            f"# %% [markdown]\n# *What {CAPTION.get(page, 'a right answer draws')}:*\n#\n"
+            f"# ![Drawn by a right answer](../_static/{page}.png)\n\n"
+        )
+        text = HEADER + text[:start] + picture + text[start:]
     source[0] = text
-
-
-SHOWN = {"exercises/08_diagnosis": "the evidence looks like"}
-"""Its picture would tell the answer."""
 
 
 def setup(app) -> None:

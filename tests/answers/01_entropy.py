@@ -2,11 +2,11 @@
 # # Exercise 1. How many tokens does a row look at?
 # The entropy of an attention row is the number on which this whole project turns: it is measured
 # in every update, and a gradient goes through it into the critic. The formula of the textbook is
-# right on paper. On a computer its gradient is NaN as soon as a row looks at one token alone, and
-# rows do that when a critic collapses. You write an entropy that is right there, too.
+# right on paper. On a computer its gradient is NaN as soon as one probability underflows to 0, and
+# that happens when a critic collapses. You write an entropy that is right there, too.
 #
-# **Difficulty**: easy. **Time**: 30 minutes. **You need** walkthrough 3, up to its section "From
-# the logits". Do not look into `tql/attention.py` yet.
+# **Difficulty**: easy. **Time**: 30 minutes. **You need** walkthrough 3, but stop before its
+# section "From the logits": it has the answer. Do not look into `tql/attention.py` yet.
 #
 # **Writes**: a picture to `runs/walkthrough/exercise_01/`.
 

@@ -27,8 +27,8 @@ from tql.training.workspace import pictures
 # %% [markdown]
 # ## Your class
 # The four maps are given. Each of them is $y = W x + b$ and takes all rows at once: `self.query(x)`
-# has the shape of `x`. Head $h$ of $H$ owns the $d_{head}$ = d_model / H neighbouring channels
-# $h\,d_{head}, \dots, (h+1)\,d_{head} - 1$ of queries, keys and values, where $h$ counts from 0.
+# has the shape of `x`. Of queries, keys and values, head $h$, counted from 0, owns the $d_{head}$ =
+# d_model / heads neighbouring channels from $h\,d_{head}$ on.
 
 
 # %%
@@ -36,7 +36,7 @@ class Attention(AbstractAttention):
     r"""Scaled dot-product attention without a mask, whose logits can be seen:
 
     $$l^h = Q^h {K^h}^\top / \sqrt{d_{head}}, \qquad A^h = \mathrm{softmax}(l^h), \qquad
-    \mathrm{out} = [A^0 V^0, \dots, A^{H-1} V^{H-1}]\, W_O + b_O$$
+    \mathrm{out} = [A^0 V^0, \dots, A^{heads-1} V^{heads-1}]\, W_O + b_O$$
     """
 
     query: Linear

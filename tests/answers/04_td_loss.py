@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercise 4. What does the critic learn from?
 # The critic moves its values towards a target that another network, the target critic, helps to
-# make. Almost every bug of a learner of this kind sits in these few lines: a target through which a
-# gradient flows, a mask that is forgotten, an axis that is averaged at the wrong time. None of them
-# raises an error, and with most of them the loss still falls.
+# make. Many bugs of such learners sit in these few lines: a target through which a gradient flows,
+# a mask that is forgotten, an axis that is averaged at the wrong time. None of them raises an
+# error, and with most of them the loss still falls.
 #
 # **Difficulty**: easy. **Time**: 30 minutes. **You need** walkthrough 4 and `tql/batch.py`.
 #

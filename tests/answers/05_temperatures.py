@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Exercise 5. What does a temperature move, and what may it not move?
-# A temperature is the price of low entropy. Two losses belong to it: one in which the price stands
-# still and the entropy moves, and one in which the entropy stands still and the price moves. You
-# write both. Then you change what a price is asked for: the library has one temperature for each
-# layer and token group, and a group is a mean over heads. That mean can stand on its target while a
-# single head attends to one token. Your controller has one temperature for each *head*.
+# A temperature is the weight of an entropy in the critic's loss. Two losses belong to it: in one
+# the temperature is held still and the entropy moves, in the other the entropy is held still and
+# the temperature moves. You write both. Then you change what has a temperature: in the library
+# each layer and token group has one, and its entropy is a mean over heads. That mean can stand on
+# its target while a single head attends to one token. Your controller has one temperature for
+# each *head*.
 #
 # **Difficulty**: medium. **Time**: 60 minutes. **You need** walkthrough 7 and
 # `tql/entropy_controller.py`, where the equations are.
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float
 
 from tql.attention import row_entropy
 from tql.contracts.controller import check_head_controller, check_temperature_losses
+from tql.training.workspace import pictures
 
 # %% [markdown]
 # ## The two losses
@@ -101,8 +103,6 @@ print("TemperaturePerHead is right.")
 # itself (below) has the target entropy.
 
 # %% Picture
-from tql.training.workspace import pictures  # noqa: E402
-
 N, PULLS, TARGET, UPDATES = 13, np.array([0.5, 1.0, 3.0]), ((1.8, 1.2),), 2500
 ADAM, SLOWER = optax.adam(0.03), 10  # the temperatures learn at a tenth of the rate
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Exercise 6. How does noise become an action?
 # A flow learns a velocity: in which direction, and how fast, does a point move on its way from
-# noise to an action? To learn it is a regression on straight lines. To act is to integrate it.
-# Between the two stands a question that every integral asks: how wrong is it with N steps?
+# noise to an action? It learns by regression on straight lines, and it acts by integrating the
+# velocity. How wrong is the integral with N steps?
 #
 # **Difficulty**: medium. **Time**: 45 minutes. **You need** walkthrough 5 and `tql/flow_actor.py`
 # up to `draw_noise`.

@@ -58,7 +58,7 @@ class Attention(AbstractAttention):
     r"""Scaled dot-product attention without a mask, whose logits can be seen:
 
     $$l^h = Q^h {K^h}^\top / \sqrt{d_{head}}, \qquad A^h = \mathrm{softmax}(l^h), \qquad
-    \mathrm{out} = [A^0 V^0, \dots, A^{H-1} V^{H-1}]\, W_O + b_O$$
+    \mathrm{out} = [A^0 V^0, \dots, A^{heads-1} V^{heads-1}]\, W_O + b_O$$
     """
 
     query: Linear
@@ -309,7 +309,7 @@ fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained
 for ax, title, H in zip(axes, ("your update", "expected: the library's"), (yours, library)):
     for layer, group in np.ndindex(2, 2):
         colour, name = f"C{2 * layer + group}", ("[VALUE]", "others")[group]
-        ax.plot(H[:, layer, group], color=colour, label=f"layer {layer}, {name}")
+        ax.plot(H[:, layer, group], color=colour, label=f"layer {layer + 1}, {name}")
         ax.axhline(CONFIG.control.target[layer][group], color=colour, lw=0.8, ls=":")
     ax.set(title=title, xlabel="update")
 axes[0].set_ylabel("entropy, nats")

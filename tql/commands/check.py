@@ -31,7 +31,8 @@ class Check:
     processes: int = 2
     """How many files are graded at a time."""
     seconds: float | None = None
-    """Limit of time for one exercise; unless given, 60 s, and 300 s for exercise 7."""
+    """Limit of time for one exercise; unless given, that of the exercise
+    (`tql/contracts/exercises.py`)."""
     memory: float = 4.0
     """Limit of memory for one exercise, in GB (on Linux)."""
 
@@ -57,7 +58,8 @@ class Check:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: there is no such file or folder.")
         if self.exercise is not None and self.exercise not in exercises:
-            raise ValueError(f"there is no exercise {self.exercise}; they are 1 to 8.")
+            known = f"{min(exercises)} to {max(exercises)}"
+            raise ValueError(f"there is no exercise {self.exercise}; they are {known}.")
         if (
             self.processes < 1
             or self.memory <= 0

@@ -218,9 +218,11 @@ def check_dot_product_attention(Mine: Any) -> None:
     `logits` and `mix` for any number of queries, and their gradients.
 
     $$l^h = Q^h {K^h}^\top / \sqrt{d_{head}}, \qquad
-    \mathrm{out} = [A^1 V^1, \dots, A^H V^H]\, W_O + b_O, \quad A^h = \mathrm{softmax}(l^h)$$
+    \mathrm{out} = [A^0 V^0, \dots, A^{heads-1} V^{heads-1}]\, W_O + b_O, \quad
+    A^h = \mathrm{softmax}(l^h)$$
 
-    Head h has the channels from $h\,d_{head}$ on. Raises `Wrong` for the first mistake."""
+    Head h, counted from 0, owns the $d_{head}$ = d_model / heads neighbouring channels from
+    $h\,d_{head}$ on. Raises `Wrong` for the first mistake."""
     must_be_function(Mine, "the attention")
     with jax.default_matmul_precision("highest"):
         sizes = ((6, 2, 2, 3), (10, 2, 7, 7), (15, 3, 1, 7), (5, 5, 3, 4), (14, 1, 5, 5))

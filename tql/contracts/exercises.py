@@ -81,7 +81,12 @@ _EXERCISES = (
         "medium",
         45,
         (
-            Part("the seam of any attention", 4, "attention:check_attention", ("Attention",)),
+            Part(
+                "what the critic asks of any attention",
+                4,
+                "attention:check_attention",
+                ("Attention",),
+            ),
             Part("its values", 6, "attention:check_dot_product_attention", ("Attention",)),
         ),
         library=("tql.attention.SoftmaxAttention",),
@@ -93,7 +98,12 @@ _EXERCISES = (
         "medium",
         45,
         (
-            Part("the seam of any tokenizer", 4, "tokenizer:check_tokenizer", ("Tokenizer",)),
+            Part(
+                "what the critic asks of any tokenizer",
+                4,
+                "tokenizer:check_tokenizer",
+                ("Tokenizer",),
+            ),
             Part("the magnitude", 6, "tokenizer:check_keeps_magnitude", ("Tokenizer",)),
         ),
     ),
@@ -167,7 +177,7 @@ _EXERCISES = (
     Exercise(
         8,
         "08_diagnosis.py",
-        "Which bug has which agent?",
+        "Which agent has which bug?",
         "hard",
         45,
         (Part("which agent has which bug", 10, "diagnosis:check_diagnosis", ("answers",)),),

@@ -165,11 +165,11 @@ def distance(got: Leaves, expected: Leaves) -> tuple[float, str]:
         difference = np.max(np.abs(x.astype(float) - y.astype(float)), initial=0)
         size = np.max(np.abs(y), initial=0)
         apart[name] = difference / size if difference > ABSOLUTE else 0.0
-    return max(((x, name) for name, x in apart.items()), default=(0.0, ""))
+    return max(((float(x), name) for name, x in apart.items()), default=(0.0, ""))
 
 
 def alike(got: Leaves, expected: Leaves, tolerance: float = RELATIVE) -> bool:
-    return distance(got, expected)[0] <= tolerance
+    return bool(distance(got, expected)[0] <= tolerance)
 
 
 # ---------------------------------------------------------------- running the student's update

@@ -191,7 +191,7 @@ fig, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained
 for ax, title, H in zip(axes, ("your update", "expected: the library's"), (yours, library)):
     for layer, group in np.ndindex(2, 2):
         colour, name = f"C{2 * layer + group}", ("[VALUE]", "others")[group]
-        ax.plot(H[:, layer, group], color=colour, label=f"layer {layer}, {name}")
+        ax.plot(H[:, layer, group], color=colour, label=f"layer {layer + 1}, {name}")
         ax.axhline(CONFIG.control.target[layer][group], color=colour, lw=0.8, ls=":")
     ax.set(title=title, xlabel="update")
 axes[0].set_ylabel("entropy, nats")

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Exercise 8. Which bug has which agent?
+# # Exercise 8. Which agent has which bug?
 # A bug in a learner seldom raises an error. The loss falls, the program ends, and the agent does
 # not act. What you have then is what was recorded. Here are the records of five agents that were
 # really trained, for 2000 updates each, from the same initial weights and with the same batches.
@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tql.contracts.diagnosis import check_diagnosis, records, settings
+from tql.training.workspace import pictures
 
 AGENTS, SETTINGS = records(), settings()
 for name, x in AGENTS["A"].items():
@@ -45,8 +46,6 @@ for name, x in AGENTS["A"].items():
 
 # %%
 if __name__ == "__main__":  # The grader does not draw.
-    from tql.training.workspace import pictures
-
     updates = SETTINGS["every"] * np.arange(1, 1 + len(AGENTS["A"]["td_loss"]))
     fig, axes = plt.subplots(5, 6, figsize=(20, 15), layout="constrained")
     for (letter, seen), (td, q, spread, H, alpha, value) in zip(AGENTS.items(), axes):
@@ -107,8 +106,6 @@ print("The diagnosis is right.")
 # goal. Farther away it has only begun to learn, because value travels back slowly.
 
 # %% Picture
-from tql.training.workspace import pictures  # noqa: E402
-
 gamma, before = SETTINGS["discount"], SETTINGS["before"]
 steps = np.arange(before + 1) - before
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
@@ -128,5 +125,6 @@ fig.savefig(pictures("exercise_08") / "verdicts.png", dpi=110)
 # loss alone. Which single number would you add to the log of every training, so that all four are
 # seen within the first hundred updates?
 #
-# Compare with `td_loss`, `critic_loss` and `temperature_loss` in `tql/loop.py`: which character of
-# them has to change for each bug?
+# Compare with `td_loss`, `critic_loss` and `temperature_loss` in `tql/loop.py`. Which line would
+# have to change for each bug, and which of the four cannot happen there, because the loss is
+# written for one transition?
