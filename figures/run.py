@@ -23,7 +23,7 @@ import tyro
 from filelock import FileLock, Timeout
 from presets import PRESETS, UNTIL, Runs, change_of
 from records import DATA, read, record_of, write
-from speed import best_matmul_rate, update_flops
+from speed import best_matmul_rate
 from tyro.conf import Positional
 
 from tql.analysis.study import is_complete, one_core_each, submit
@@ -31,6 +31,7 @@ from tql.batch import Transition
 from tql.config import AbstractConfig
 from tql.ogbench.collect import official_episodes
 from tql.ogbench.tasks import Task
+from tql.training.cost import update_flops
 from tql.training.methods import new_agent
 from tql.training.run import stop_signals
 from tql.training.run_directory import RunError
@@ -38,11 +39,6 @@ from tql.training.workspace import dataset, home
 
 WHOLE = ("cpu", "scaling", "gpu", "paper")
 """Presets whose pictures draw curves of metrics and portraits, so that all of them is recorded."""
-STATE_SIZES = {
-    **{"cube-single": 28, "cube-double": 37, "cube-triple": 46},
-    **{"scene": 40, "puzzle-3x3": 55, "puzzle-4x4": 83},
-}
-N_A = 5
 SHARE = 0.35
 """Part of the measured matrix rate that training is taken to reach: 0.29 to 0.74 on 2 CPU cores
 (`speed.md`), an assumption on a GPU."""
@@ -118,9 +114,9 @@ def kind(config: AbstractConfig) -> AbstractConfig:
 @cache
 def flops_of(config: AbstractConfig) -> float:
     """Floating-point operations of the matrix products of one update."""
-    n_s, B = STATE_SIZES[Task.parse(config.task).domain], config.batch_size
-    s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, N_A)), -jnp.arange(B, dtype=float)
-    agent, data = new_agent(n_s, N_A, config).prepare(Transition(s, a, r, jnp.ones(B), s, a))
+    (n_s, n_a), B = Task.parse(config.task).sizes, config.batch_size
+    s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, n_a)), -jnp.arange(B, dtype=float)
+    agent, data = new_agent(n_s, n_a, config).prepare(Transition(s, a, r, jnp.ones(B), s, a))
     return update_flops(agent, data)
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -23,9 +22,9 @@ import speed
 from draw import FIGURES
 from presets import PRESETS
 from records import read
-from speed import matmul_flops, update_flops
 
 from tql.config import ActorConfig, CriticConfig
+from tql.training.cost import update_flops
 from tql.training.methods import METHODS, as_json, method_class, new_agent
 
 # ---- the runner ----------------------------------------------------------------------------------
@@ -47,7 +46,6 @@ if __name__ == "__main__":
     run.PRESETS["cpu"] = lambda: runs
     run.dataset = lambda task, episodes, seed: Path({maze!r})
     run.best_matmul_rate = lambda: 1e12
-    run.STATE_SIZES["pointmaze-medium"] = 2
     options = run.Options("cpu", only=sys.argv[1], minutes=eval(sys.argv[2]), processes=1,
                           estimate="estimate" in sys.argv, records=Path({records!r}))
     raise SystemExit(run.main(options))
@@ -170,18 +168,6 @@ def test_what_is_measured():
     assert crossed == [(64, 5), (64, 7), (96, 5), (96, 7)]
     with pytest.raises(ValueError, match="'sarsa'; choose .*tql, bc"):
         speed.configs_of(speed.Options(method="sarsa"))
-
-
-def test_matrix_products_are_counted_by_hand():
-    x, y = jnp.ones((3, 5)), jnp.ones((5, 7))
-    assert matmul_flops(lambda: x @ y) == 2 * 3 * 5 * 7
-    # A batch dimension, here of 11, multiplies what every member costs.
-    assert matmul_flops(lambda: jax.vmap(lambda s: (s * x) @ y)(jnp.ones(11))) == 11 * 2 * 3 * 5 * 7
-    # Two products in every step of a loop of 13, each inside another jit.
-    inner = jax.jit(lambda z: z @ jnp.ones((3, 3)))
-    loop = lambda: jax.lax.scan(lambda z, _: (inner(inner(z)), None), x.T, None, length=13)
-    assert matmul_flops(loop) == 13 * 2 * 2 * 5 * 3 * 3
-    assert matmul_flops(lambda: x + 1) == 0
 
 
 def tiny(method):

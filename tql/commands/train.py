@@ -24,6 +24,8 @@ EXPECTED = {
 }
 """What a preset was measured to give on a task: printed beside a user's own result."""
 
+LARGE_RUN = 1e9  # Bytes from which on a run says what it needs before it begins.
+
 EXAMPLE = "cube-double-play-singletask-task2-v0"
 
 
@@ -39,8 +41,8 @@ class Train:
     in your own file (file.py:Class); tql unless given, and with --resume --out RUN the run's."""
     preset: str = ""
     """Where the settings start from; other options override them. TQL: cpu (unless given), pocket,
-    cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M. Other methods: pocket (unless
-    given), paper; pac also paper-whole-range."""
+    cpu-sarsa, cpu-flow, paper-0.4M, paper-1M, paper-7M, paper-26M, paper-100M, paper-400M. Other
+    methods: pocket (unless given), paper; pac also paper-whole-range."""
     out: Path | None = None
     """Run directory; runs/TASK-PRESET-seedN unless given, with the method before the preset if it
     is not TQL."""
@@ -50,6 +52,12 @@ class Train:
     """Continue the run in --out with its own settings, bitwise as if it had not stopped."""
     workers: int = 2
     """Processes that simulate, for generation and evaluation."""
+    devices: int = 1
+    """Devices that share every batch, and the optimiser's state where it is large. The numbers are
+    those of one device but for rounding. Without an accelerator, virtual devices of the CPU."""
+    estimate: bool = False
+    """Say what memory and how many operations training needs, and stop. Training says it by itself
+    where it needs more than 1 GB."""
 
 
 Settings = TypeVar("Settings", bound=AbstractConfig)
@@ -158,11 +166,16 @@ def train_with(train: Train, config: AbstractConfig) -> None:
     import equinox as eqx
 
     from tql.training import run as runs
+    from tql.training.devices import ask_for_devices, spread
     from tql.training.methods import new_agent
     from tql.training.run_directory import check_empty
 
     if train.workers < 1:
         raise ValueError(f"--workers {train.workers}: at least 1 process is needed.")
+    ask_for_devices(train.devices, config.batch_size)
+    say_what_it_needs(train, config)
+    if train.estimate:
+        return
     task, run = Task.parse(config.task), train.out or default_out(train, config.seed)
     if train.resume:
         agent, data = runs.resume_run(run, config, train.data)
@@ -182,8 +195,22 @@ def train_with(train: Train, config: AbstractConfig) -> None:
             warn_of_other_data(dataset, config)
         agent, data = runs.start_run(config, dataset, run)
     print(f"run directory {run}; compiling ...", flush=True)
+    agent, data = spread(agent, data, train.devices)
     agent = runs.train(agent, data, run, workers=train.workers)
     report(run, agent)
+
+
+def say_what_it_needs(train: Train, config: AbstractConfig) -> None:
+    """Prints memory and operations, by count and with the rows of OGBench's own dataset, if they
+    were asked for or are large."""
+    from tql.ogbench.collect import official_episodes, official_rows
+    from tql.training import cost
+
+    task = Task.parse(config.task)
+    rows = (config.dataset_episodes or official_episodes(task)) * (official_rows(task) - 1)
+    agent, data = cost.agent_of(*task.sizes, config), cost.transitions_of(*task.sizes, rows)
+    if train.estimate or cost.memory(agent, data, train.devices).total > LARGE_RUN:
+        print(cost.in_words(agent, data, train.devices), flush=True)
 
 
 def warn_of_other_data(dataset: Path, config: AbstractConfig) -> None:

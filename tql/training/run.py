@@ -32,6 +32,7 @@ from tql.ogbench.tasks import Task
 from tql.ogbench.validate import sha256
 from tql.ogbench.workers import WorkerError
 from tql.training.chunk import trace_update, train_chunk
+from tql.training.devices import mesh_of, on_one_device
 from tql.training.methods import differences, new_agent, with_absolute_paths
 from tql.training.run_directory import (
     REPEATS,
@@ -184,7 +185,8 @@ def train(
         # Compiled ahead, so that signals are caught only once it is done. With jit switched off
         # there is nothing to compile.
         ahead = step < end and not jax.config.jax_disable_jit
-        chunk = train_chunk.lower(inputs, agent).compile() if ahead else train_chunk
+        with mesh_of(agent):
+            chunk = train_chunk.lower(inputs, agent).compile() if ahead else train_chunk
         with stop_signals() as stop, _bar(agent) as bar, _log(run) as log:
             while True:
                 # Before the next chunk rather than after the last one, so that a resume makes up
@@ -192,7 +194,8 @@ def train(
                 if evaluation_due(agent, step):
                     bar.clear()
                     file, episodes = run / "evaluation.jsonl", config.episodes
-                    _evaluate(agent, file, episodes=episodes, workers=workers, stop=stop)
+                    acts = on_one_device(agent)
+                    _evaluate(acts, file, episodes=episodes, workers=workers, stop=stop)
                 if step >= end:
                     return agent
                 agent, metrics = chunk(inputs, agent)
