@@ -1,15 +1,17 @@
 r"""What training needs, by count and before anything is compiled: memory and operations.
 
 Bytes of weights, targets and optimiser states are those of the arrays that the settings make, found
-by tracing with shapes alone. What is kept of the forward pass for the backward pass is counted for
-TQL's own critic, with $n$ tokens, width $d$, $h$ heads and batch $B$, in numbers of 4 bytes:
+by tracing with shapes alone. What the forward passes keep for the backward passes is counted for
+TQL's own critic, with $n$ tokens, width $d$, $h$ heads, $L$ layers and batch $B$, in numbers of 4
+bytes:
 
-$$B \, [(L - 1)(16\,n\,d + 3\,h\,n^2) + 5\,n\,d + 3\,h\,n^2]$$
+$$B \, [(L - 1)(63\,n\,d + 7\,h\,n^2) + 11\,n\,d + 3\,h\,n^2]$$
 
-A whole block keeps 16 arrays of the size of its tokens (its input, two norms, Q, K, V, what
-attention reads, the sum after it, and twice the four times wider inside of the MLP), and three of
-the size of its logits (logits, softmax, entropy). The last block keeps 5 and 3, because after its
-attention there is one row alone. A compiler may keep less, by computing something twice, or more.
+So many arrays of these sizes does JAX keep for the critic's loss and for the actor's, which goes
+through the critic too: 36 + 27 of a whole block, where the four times wider inside of the MLP
+counts four times, and 7 + 4 of the last block, which computes one row after its attention. The rule
+takes both losses to be in memory at once and nothing to be computed twice. XLA for CPUs plans 1.2
+times as much temporary memory as these and the gradients; for a GPU it may plan less.
 """
 
 import math
@@ -25,7 +27,7 @@ from jaxtyping import PyTree
 
 from tql.agent import AbstractAgent
 from tql.batch import Transition
-from tql.config import AbstractConfig, TQLConfig
+from tql.config import AbstractConfig, CriticConfig, TQLConfig
 from tql.critic import D_HEAD
 from tql.training.devices import layout
 from tql.training.methods import new_agent
@@ -46,7 +48,7 @@ class Memory:
     dataset: int
     """Of all transitions; they are whole on every device."""
     activations: int | None
-    """Kept for the backward pass, by the rule above; None for other critics than TQL's own."""
+    """Kept for the backward passes, by the rule above; None for other parts than the paper's."""
 
     @property
     def total(self) -> int:
@@ -93,11 +95,12 @@ def activations(config: AbstractConfig, n: int) -> int | None:
     """Bytes by the rule above, of a whole batch; None where the rule does not hold."""
     if not isinstance(config, TQLConfig):
         return None
-    critic = config.critic
-    if (critic.tokenizer, critic.attention, critic.block) != ("scalar", "softmax", "pre-norm"):
+    critic, paper = config.critic, CriticConfig()
+    parts = lambda x: (x.tokenizer, x.attention, x.block, x.changes)
+    if parts(critic) != parts(paper) or config.actor.kind != "flow":
         return None
     d, h = critic.d_model, critic.heads or critic.d_model // D_HEAD
-    whole_block, last_block = 16 * n * d + 3 * h * n**2, 5 * n * d + 3 * h * n**2
+    whole_block, last_block = 63 * n * d + 7 * h * n**2, 11 * n * d + 3 * h * n**2
     return 4 * config.batch_size * ((critic.layers - 1) * whole_block + last_block)
 
 
