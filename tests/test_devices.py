@@ -1,23 +1,35 @@
 """One run on several devices, here virtual ones of the CPU, in programs of their own: a process has
 its devices once and for all."""
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import MAZE, TINY_OPTIONS
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from tql.optimise import Learner
 from tql.training.checkpoint import named_arrays
-from tql.training.chunk import train_chunk
-from tql.training.devices import LARGE, ask_for_devices, layout, mesh_of, on_one_device, spread
-from tql.training.run import start_run
+from tql.training.devices import (
+    LARGE,
+    ask_for_devices,
+    keep_layout,
+    layout,
+    mesh_of,
+    on_one_device,
+    share_out,
+    spread,
+)
+from tql.training.methods import new_agent
 from tql.training.run_directory import read_metrics, trained_agent
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -56,17 +68,26 @@ runpy.run_module("tql", run_name="__main__")
 """
 
 
-def train(run: Path, dataset: Path, *options: str, until: int = 40, mutant: str = "") -> dict:
-    """`tql train` on a tiny task, with a matrix that is large enough to be cut. What was counted of
-    its program: operations, devices, and the part of that matrix's state on the first device."""
+def start(
+    run: Path, dataset: Path, *options: str, until: int = 40, mutant: str = "", **variables: str
+) -> subprocess.Popen:
+    """`tql train` on a tiny task, with a matrix that is large enough to be cut."""
     sizes = [*TINY_OPTIONS, "--critic.d-model", "128", "--batch-size", "8"]
     arguments = ["train", MAZE, *sizes, "--data", str(dataset), "--out", str(run), *options]
     words = dict(tests=str(ROOT / "tests"), arguments=arguments, until=until, mutant=mutant)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"} | variables
     command = [sys.executable, "-c", PROGRAM.format(**words)]
-    done = subprocess.run(command, env=environment, cwd=run.parent, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    counted = re.search(r"COUNTED (\S+) (\S+) (\S+)", done.stdout).groups()
+    how = dict(env=environment, cwd=run.parent, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+
+
+def train(run: Path, dataset: Path, *options: str, **how) -> dict:
+    """`start` to its end. What was counted of its program: operations, devices, and the part of the
+    largest matrix's state that is on the first device."""
+    process = start(run, dataset, *options, **how)
+    said, wrong = process.communicate()
+    assert process.returncode == 0, f"{said[-2000:]}\n{wrong[-4000:]}"
+    counted = re.search(r"COUNTED (\S+) (\S+) (\S+)", said).groups()
     return dict(zip(("flops", "devices", "part"), map(float, counted)))
 
 
@@ -82,11 +103,20 @@ def assert_same_numbers(ours: Path, theirs: Path):
             np.testing.assert_allclose(array, others[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_run_on_four_devices_then_one_then_two_makes_the_numbers_of_one(tmp_path, maze_file):
-    """Each of four has a quarter of the batch to compute (draws of random numbers and AdamW on small
-    arrays are not shared out), and a quarter of the large matrices' state to keep."""
-    alone, moved = tmp_path / "alone", tmp_path / "moved"
-    one = train(alone, maze_file)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, maze_file):
+    """A run on one device, and what was counted of it."""
+    run = tmp_path_factory.mktemp("devices") / "alone"
+    return run, train(run, maze_file)
+
+
+@pytest.mark.slow
+def test_a_run_on_four_devices_then_one_then_two_makes_the_numbers_of_one(
+    alone, tmp_path, maze_file
+):
+    """Each of four has a quarter of the batch to compute and a quarter of the large matrices' state
+    to keep. Draws of random numbers and AdamW on small arrays are not shared out."""
+    (run, one), moved = alone, tmp_path / "moved"
     four = train(moved, maze_file, "--devices", "4", until=20)
     assert (one["devices"], one["part"], four["devices"], four["part"]) == (1, 1, 4, 0.25)
     assert 0.24 < four["flops"] / one["flops"] < 0.35
@@ -94,15 +124,40 @@ def test_a_run_on_four_devices_then_one_then_two_makes_the_numbers_of_one(tmp_pa
     assert again == one
     two = train(moved, maze_file, "--devices", "2", "--resume")
     assert (two["devices"], two["part"]) == (2, 0.5)
-    assert_same_numbers(moved, alone)
+    assert_same_numbers(moved, run)
+
+
+def test_two_devices_make_the_numbers_of_one(alone, tmp_path, maze_file):
+    run, one = alone
+    two = train(tmp_path / "two", maze_file, "--devices", "2")
+    assert 0.49 < two["flops"] / one["flops"] < 0.6 and two["part"] == 0.5
+    assert_same_numbers(tmp_path / "two", run)
 
 
 @pytest.mark.slow
-def test_without_its_constraint_a_batch_is_not_shared_out(tmp_path, maze_file):
+def test_without_its_constraint_a_batch_is_not_shared_out(alone, tmp_path, maze_file):
     mutant = "chunks.share_out = lambda batch: batch"
-    one, four = train(tmp_path / "one", maze_file, until=10), {}
     four = train(tmp_path / "four", maze_file, "--devices", "4", until=10, mutant=mutant)
-    assert four["flops"] / one["flops"] > 0.9
+    assert four["flops"] / alone[1]["flops"] > 0.9
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_numbers_of_one_and_the_first_writes(alone, tmp_path, maze_file):
+    """Two devices each. The second process is told of another folder, which stays empty, so what is
+    there the first has written; and one device goes on from its checkpoint."""
+    run, folder = alone[0], tmp_path / "two"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    where = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
+    options = folder, maze_file, "--devices", "4"
+    both = [start(*options, until=20, **where, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "plot: " in said[0][0] and "plot: " not in said[1][0]
+    assert [line["step"] for line in read_metrics(folder)] == [5, 10, 15, 20]
+    train(folder, maze_file, "--resume")
+    assert_same_numbers(folder, run)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +179,12 @@ def test_only_large_matrices_of_the_optimisers_state_are_cut():
     assert specs.model == [P()] * 5
 
 
-def test_without_devices_nothing_is_constrained(tiny, maze_file, tmp_path):
-    """The program of a plain run knows nothing of devices."""
-    agent, data = start_run(tiny, maze_file, tmp_path / "run")
-    assert spread(agent, data, 1) == (agent, data) and on_one_device(agent) is agent
-    with mesh_of(agent):
-        program = train_chunk.lower((data, tiny.updates_per_call), agent).as_text()
-    assert "sharding" not in program
+def test_without_devices_nothing_is_constrained(tiny):
+    """Alone, every function gives back what it was given; in a mesh it does not."""
+    agent, batch = new_agent(2, 2, tiny), {"x": jnp.ones((7, 3))}
+    assert spread(agent, batch, 1) == (agent, batch) and on_one_device(agent) is agent
+    assert isinstance(mesh_of(agent), contextlib.nullcontext)
+    assert share_out(batch) is batch and keep_layout(batch) is batch
+    assert "mesh" not in jax.jit(share_out).lower(batch).as_text()
+    with jax.set_mesh(jax.make_mesh((1,), ("batch",), (AxisType.Auto,))):
+        assert "mesh" in jax.jit(share_out).lower(batch).as_text()

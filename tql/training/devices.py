@@ -11,15 +11,19 @@ was given, and the compiled program is the one without this file.
 """
 
 import contextlib
+import os
 
 import equinox as eqx
 import jax
+import jax.random as jr
+import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from tql.agent import AbstractAgent
 from tql.batch import Rows
+from tql.training.machines import join
 
 AXIS = "batch"
 LARGE = 2**16
@@ -34,21 +38,22 @@ def ask_for_devices(number: int, batch_size: int) -> None:
     On a machine without an accelerator JAX makes that many virtual devices of its CPU, if it has
     not started yet. They share its cores, so nothing becomes faster; they are there to try it out.
     """
-    if number == 1:
+    if number == 1 and "JAX_NUM_PROCESSES" not in os.environ:
         return
     if number < 1 or batch_size % number:
         raise ValueError(
             f"--devices {number}: the batch of {batch_size} transitions is shared out evenly, so "
             f"the number of devices must divide {batch_size}."
         )
+    processes = join()
     # RuntimeError: JAX has started, or XLA_FLAGS has made virtual devices already.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", number)
+        jax.config.update("jax_num_cpu_devices", max(1, number // processes))
     there = jax.devices()
-    if number > len(there):
+    if number > len(there) or (processes > 1 and number < len(there)):
         raise ValueError(
-            f"--devices {number}: there are {len(there)} ({there[0].device_kind}); ask for at most "
-            "as many."
+            f"--devices {number}: there are {len(there)} ({there[0].device_kind}) of {processes} "
+            "processes; one process may ask for less, several have to ask for all."
         )
 
 
@@ -58,7 +63,13 @@ def spread(agent: AbstractAgent, data: Rows, number: int) -> tuple[AbstractAgent
         return agent, data
     mesh = jax.make_mesh((number,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:number])
     arrays, static = eqx.partition(agent, eqx.is_array)
-    place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+
+    def place(x: jax.Array, spec: P) -> jax.Array:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jr.wrap_key_data(place(jr.key_data(x), spec))
+        # By way of the host, because other machines' devices take part of it or all.
+        return jax.device_put(np.asarray(x), NamedSharding(mesh, spec))
+
     arrays = jax.tree.map(place, arrays, layout(arrays, number))
     return eqx.combine(arrays, static), jax.tree.map(lambda x: place(x, P()), data)
 
