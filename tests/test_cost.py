@@ -1,6 +1,8 @@
 """What training needs by count, against JAX and against XLA's own plans."""
 
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -153,6 +155,25 @@ def test_the_larger_presets_are_the_papers_rule():
         parameters = sum(x.size for x in jax.tree.leaves(eqx.filter(critic, is_struct)))
         assert parameters == pytest.approx(count, rel=0.01)
         assert critic.blocks[0].attention.heads == critic.d_model // 32
+
+
+ROW = re.compile(r"^\| ([\d.]+M) \| (\d+) \| ([\d,]+) \| (.+) \|$", re.MULTILINE)
+
+
+def test_the_books_table_is_what_the_command_says():
+    page = (Path(__file__).parents[1] / "walkthrough" / "cluster.md").read_text()
+    rows = ROW.findall(page)
+    assert {size: int(width) for size, width, *_ in rows} == SIZES | LARGER
+    data = transitions_of(37, 5, 1_000_000)
+    for size, _, parameters, numbers in rows:
+        agent = agent_of(37, 5, PRESETS[f"paper-{size}"](TASK))
+        leaves = jax.tree.leaves(eqx.filter(agent.critic.model, is_struct))
+        assert f"{sum(x.size for x in leaves):,}" == parameters
+        one, eight = memory(agent, data), memory(agent, data, 8)
+        state = one.weights + one.targets + one.optimiser_state
+        found = (state, one.gradients, one.activations, one.total, eight.total)
+        words = [f"{x / 1e9:.2f}" for x in found] + [f"{update_flops(agent, data) / 1e12:.3f}"]
+        assert " | ".join(words) == numbers, size
 
 
 @pytest.mark.parametrize("domain", ["cube-quadruple", "scene", "pointmaze-medium"])
