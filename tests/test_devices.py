@@ -143,15 +143,20 @@ def test_without_its_constraint_a_batch_is_not_shared_out(alone, tmp_path, maze_
 
 @pytest.mark.slow
 def test_two_processes_make_the_numbers_of_one_and_the_first_writes(alone, tmp_path, maze_file):
-    """Two devices each. The second process is told of another folder, which stays empty, so what is
-    there the first has written; and one device goes on from its checkpoint."""
+    """Two devices each; one device goes on from their checkpoint. The second process could write
+    neither a checkpoint nor `config.json`: here it has nothing to write them with."""
     run, folder = alone[0], tmp_path / "two"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     where = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
     options = folder, maze_file, "--devices", "4"
-    both = [start(*options, until=20, **where, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    no_pen = "import tql.training.checkpoint as c, tql.training.run_directory as d\n"
+    no_pen += "c.whole_file = d.whole_file = None"
+    both = [
+        start(*options, until=20, mutant=mutant, **where, JAX_PROCESS_ID=str(i))
+        for i, mutant in enumerate(("", no_pen))
+    ]
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "plot: " in said[0][0] and "plot: " not in said[1][0]
