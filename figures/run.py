@@ -3,6 +3,7 @@
     python figures/run.py cpu --estimate     says how many are missing and about how long they take
     python figures/run.py cpu                makes it, one run per core at a time
     python figures/run.py cpu --minutes 9    stops by itself, with everything saved
+    python figures/run.py paper --cluster slurm --partition NAME    one job per run (`cluster.py`)
 
 `presets.py` lists the presets. Runs go to `runs/study/PRESET/`. A run that is done is left as it
 is and one that was cut off goes on, so the same command continues after any stop. Datasets that
@@ -20,10 +21,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import tyro
+from cluster import Cluster, make_on_cluster
 from filelock import FileLock, Timeout
 from presets import PRESETS, UNTIL, Runs, change_of
 from records import DATA, read, record_of, write
-from speed import best_matmul_rate, update_flops
+from speed import best_matmul_rate
 from tyro.conf import Positional
 
 from tql.analysis.study import is_complete, one_core_each, submit
@@ -31,6 +33,7 @@ from tql.batch import Transition
 from tql.config import AbstractConfig
 from tql.ogbench.collect import official_episodes
 from tql.ogbench.tasks import Task
+from tql.training.cost import update_flops
 from tql.training.methods import new_agent
 from tql.training.run import stop_signals
 from tql.training.run_directory import RunError
@@ -38,11 +41,6 @@ from tql.training.workspace import dataset, home
 
 WHOLE = ("cpu", "collapse", "scaling", "gpu", "paper")
 """Presets whose pictures draw curves of metrics and portraits, so that all of them is recorded."""
-STATE_SIZES = {
-    **{"cube-single": 28, "cube-double": 37, "cube-triple": 46},
-    **{"scene": 40, "puzzle-3x3": 55, "puzzle-4x4": 83},
-}
-N_A = 5
 SHARE = 0.35
 """Part of the measured matrix rate that training is taken to reach: 0.29 to 0.74 on 2 CPU cores
 (`speed.md`), an assumption on a GPU."""
@@ -59,7 +57,14 @@ class Options:
     minutes: float | None = None
     """Stop after this time with everything saved; the same command goes on."""
     processes: int | None = None
-    """Runs at a time, each on one core; as many as there are cores (on a GPU one) unless given."""
+    """Runs at a time, each on one core; as many as there are cores (on a GPU one, on a cluster
+    1000) unless given."""
+    cluster: Literal["", "slurm", "local"] = ""
+    """Make each run in a job of its own: of Slurm, or for a try of this machine."""
+    partition: str = ""
+    """Slurm's partition; its default unless given."""
+    hours: float = 24.0
+    """Time limit of a job. One that ends by it is listed, and goes on with the same command."""
     estimate: bool = False
     """Say what it costs and stop."""
     records: Path = DATA
@@ -85,7 +90,8 @@ def main(options: Options) -> int:
         try:
             with FileLock(folder / ".lock", timeout=0):
                 record_done(options, folder, [n for n in runs if n not in missing | failed])
-                failed |= make(options, folder, missing, until)
+                making = make_in_jobs if options.cluster else make
+                failed |= making(options, folder, missing, until)
         except Timeout:
             raise SystemExit(
                 f"another runner works in {folder}; wait for it, or stop it."
@@ -118,9 +124,9 @@ def kind(config: AbstractConfig) -> AbstractConfig:
 @cache
 def flops_of(config: AbstractConfig) -> float:
     """Floating-point operations of the matrix products of one update."""
-    n_s, B = STATE_SIZES[Task.parse(config.task).domain], config.batch_size
-    s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, N_A)), -jnp.arange(B, dtype=float)
-    agent, data = new_agent(n_s, N_A, config).prepare(Transition(s, a, r, jnp.ones(B), s, a))
+    (n_s, n_a), B = Task.parse(config.task).sizes, config.batch_size
+    s, a, r = jnp.zeros((B, n_s)), jnp.zeros((B, n_a)), -jnp.arange(B, dtype=float)
+    agent, data = new_agent(n_s, n_a, config).prepare(Transition(s, a, r, jnp.ones(B), s, a))
     return update_flops(agent, data)
 
 
@@ -150,8 +156,7 @@ def make(options: Options, folder: Path, missing: Runs, until: int | None) -> di
             elif waiting and len(running) < processes:
                 name, config = waiting.pop(0)
                 try:
-                    episodes, seed = dataset_episodes(config), config.dataset_seed
-                    data = dataset(config.task, episodes=episodes, seed=seed)
+                    data = dataset_of(config)
                 except Exception as error:  # whatever the simulator raises; other runs go on
                     failed[name] = f"its dataset could not be made: {error}"
                     continue
@@ -172,6 +177,30 @@ def make(options: Options, folder: Path, missing: Runs, until: int | None) -> di
     if made + len(failed) < len(missing):
         print("stopped; everything is saved, and the same command goes on.")
     return failed
+
+
+def make_in_jobs(
+    options: Options, folder: Path, missing: Runs, until: int | None
+) -> dict[str, str]:
+    """`make` on a cluster."""
+    of_one_machine = options.processes or len(os.sched_getaffinity(0))
+    at_once = of_one_machine if options.cluster == "local" else options.processes or 1000
+    where = (options.cluster, folder, options.partition, options.hours, at_once)
+    deadline = time.monotonic() + 60 * (options.minutes or float("inf"))
+
+    def made(name: str) -> None:
+        record_done(options, folder, [name])
+        print(f"made: {name}", flush=True)
+
+    with stop_signals() as stop:
+        ending = lambda: bool(stop) or time.monotonic() > deadline
+        how = dict(data_of=dataset_of, ending=ending, made=made)
+        return make_on_cluster(Cluster(*where), missing, until, **how)
+
+
+def dataset_of(config: AbstractConfig) -> Path:
+    """The file of a run's dataset, made if it is missing."""
+    return dataset(config.task, episodes=dataset_episodes(config), seed=config.dataset_seed)
 
 
 def dataset_episodes(config: AbstractConfig) -> int:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -32,6 +31,7 @@ from tql.config import AbstractConfig, CriticConfig, TQLConfig
 from tql.critic import AbstractCritic, Critic
 from tql.optimise import copy
 from tql.training.chunk import train_chunk
+from tql.training.cost import update_flops
 from tql.training.methods import METHODS, method_class, new_agent
 
 TASK, N_S, N_A = "cube-double-play-singletask-task2-v0", 37, 5
@@ -224,31 +224,6 @@ def best_matmul_rate() -> float:
             shortest = min(shortest, time.perf_counter() - began)
         best = max(best, 2 * size**3 / shortest)
     return best
-
-
-def update_flops(agent: AbstractAgent, data: Transition) -> float:
-    """Floating-point operations of the matrix products of one update, by count."""
-    batch = jax.tree.map(lambda x: x[: agent.config.batch_size], data)
-    return matmul_flops(lambda: agent.update(batch, jr.key(0)))
-
-
-def matmul_flops(function: Callable[[], object]) -> float:
-    """Of all matrix products that `function()` runs: 2 per multiply-add, loops counted in full."""
-    return _flops(jax.make_jaxpr(lambda: eqx.filter(function(), eqx.is_array))().jaxpr)
-
-
-def _flops(jaxpr: jex.Jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            ((contracted, _), _), (lhs, _) = equation.params["dimension_numbers"], equation.invars
-            inner = math.prod(lhs.aval.shape[i] for i in contracted)
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        is_program = lambda x: isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)
-        for inner in filter(is_program, jax.tree.leaves(equation.params, is_leaf=is_program)):
-            total += times * _flops(getattr(inner, "jaxpr", inner))
-    return total
 
 
 def peak_bytes() -> int:

@@ -49,8 +49,9 @@ def prose(script):
 def test_the_book_has_every_walkthrough_in_order():
     index = (WALKTHROUGH / "index.md").read_text()
     contents = re.search(r"```{toctree}\n:hidden:\n\n(.*?)```", index, re.DOTALL).group(1).split()
-    assert contents == [script.stem for script in SCRIPTS]
-    assert re.findall(r"^\d\. \[[^]]+\]\((\w+)\.py\)", index, re.MULTILINE) == contents
+    assert contents == [*(script.stem for script in SCRIPTS), "cluster"]
+    assert re.findall(r"^\d+\. \[[^]]+\]\((\w+)\.py\)", index, re.MULTILINE) == contents[:-1]
+    assert (WALKTHROUGH / "cluster.md").exists() and "(cluster.md)" in index
 
 
 @each_script

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -20,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 
 import run as runner
 import speed
+from cluster import Cluster
 from draw import FIGURES
 from presets import PRESETS
 from records import read
-from speed import matmul_flops, update_flops
 
 from tql.config import ActorConfig, CriticConfig
+from tql.training.cost import update_flops
 from tql.training.methods import METHODS, as_json, method_class, new_agent
 
 # ---- the runner ----------------------------------------------------------------------------------
@@ -47,9 +47,9 @@ if __name__ == "__main__":
     run.PRESETS["cpu"] = lambda: runs
     run.dataset = lambda task, episodes, seed: Path({maze!r})
     run.best_matmul_rate = lambda: 1e12
-    run.STATE_SIZES["pointmaze-medium"] = 2
     options = run.Options("cpu", only=sys.argv[1], minutes=eval(sys.argv[2]), processes=1,
-                          estimate="estimate" in sys.argv, records=Path({records!r}))
+                          estimate="estimate" in sys.argv, records=Path({records!r}),
+                          cluster="local" if "cluster" in sys.argv else "")
     raise SystemExit(run.main(options))
 """
 
@@ -138,6 +138,53 @@ def test_however_often_stopped_it_records_the_same(tmp_path, maze_file):
     assert stopped.lines() == whole.lines()
 
 
+@pytest.mark.slow
+def test_the_local_cluster_makes_them_too_and_none_twice(tmp_path, maze_file):
+    """One job a run, and a run that fails costs only itself."""
+    pytest.importorskip("submitit", reason='needs pip install -e ".[cluster]"')
+    mine = Runner(tmp_path / "mine", maze_file)
+    code, said = mine("", None, "failing", "cluster")
+    assert code == 1 and "made: sarsa-tql-32-seed3" in said and "seed4" in said, said
+    assert "failed: failing-seed3: " in said and "Traceback" not in said, said
+    assert [record.seed for record in read("cpu", mine.home / "data")] == [3, 4]
+    jobs = mine.path(3).parent / ".jobs"
+    names = {f"{name}.json" for name in ("sarsa-tql-32-seed3", "sarsa-tql-32-seed4")}
+    assert names | {"failing-seed3.json"} == {path.name for path in jobs.glob("*.json")}
+
+    before = {path: path.stat().st_mtime_ns for path in mine.path(3).iterdir()}
+    code, said = mine("sarsa", None, "cluster")
+    assert code == 0 and "2 runs, 0 of them missing" in said, said
+    assert {path: path.stat().st_mtime_ns for path in mine.path(3).iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["tql", "a/b-seed1"])
+def test_a_job_that_is_not_over_is_found_again(name, tmp_path, monkeypatch):
+    """And not submitted a second time, whoever waits for it."""
+    submitit = pytest.importorskip("submitit", reason='needs pip install -e ".[cluster]"')
+    over = {"7": False, "8": True}
+
+    class Job:
+        def __init__(self, folder, job_id):
+            self.job_id = job_id
+
+        def done(self, force_check=False):
+            return over[self.job_id]
+
+    monkeypatch.setattr(submitit, "SlurmJob", Job)
+    where = Cluster("slurm", tmp_path, "", 1.0, 1)
+    assert where.found(name) is None
+    where.remember(name, Job(tmp_path, "7"))
+    assert where.found(name).job_id == "7"
+    where.remember(name, Job(tmp_path, "8"))
+    assert where.found(name) is None
+
+
+def test_without_submitit_or_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(SystemExit, match=r"pip install -e \"\.\[cluster\]\""):
+        Cluster("slurm", tmp_path, "", 1.0, 1).executor()
+
+
 def test_a_wrong_name_and_an_estimate_start_nothing(tmp_path, maze_file):
     mine = Runner(tmp_path / "mine", maze_file)
     code, said = mine("seed4", None, "estimate")
@@ -170,18 +217,6 @@ def test_what_is_measured():
     assert crossed == [(64, 5), (64, 7), (96, 5), (96, 7)]
     with pytest.raises(ValueError, match="'sarsa'; choose .*tql, bc"):
         speed.configs_of(speed.Options(method="sarsa"))
-
-
-def test_matrix_products_are_counted_by_hand():
-    x, y = jnp.ones((3, 5)), jnp.ones((5, 7))
-    assert matmul_flops(lambda: x @ y) == 2 * 3 * 5 * 7
-    # A batch dimension, here of 11, multiplies what every member costs.
-    assert matmul_flops(lambda: jax.vmap(lambda s: (s * x) @ y)(jnp.ones(11))) == 11 * 2 * 3 * 5 * 7
-    # Two products in every step of a loop of 13, each inside another jit.
-    inner = jax.jit(lambda z: z @ jnp.ones((3, 3)))
-    loop = lambda: jax.lax.scan(lambda z, _: (inner(inner(z)), None), x.T, None, length=13)
-    assert matmul_flops(loop) == 13 * 2 * 2 * 5 * 3 * 3
-    assert matmul_flops(lambda: x + 1) == 0
 
 
 def tiny(method):

@@ -19,10 +19,17 @@ from tql.batch import Transition
 from tql.commands import COMMANDS
 from tql.commands import train as train_command
 from tql.commands.plot import Plot
-from tql.commands.train import EXPECTED, parse_train, presets_of, warn_of_other_data
+from tql.commands.train import (
+    EXPECTED,
+    Train,
+    parse_train,
+    presets_of,
+    say_what_it_needs,
+    warn_of_other_data,
+)
 from tql.config import TQLConfig
 from tql.presets import PRESETS
-from tql.training import run_directory
+from tql.training import cost, run_directory
 from tql.training.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "no_simulator")
@@ -342,6 +349,27 @@ def test_numbers_that_make_no_sense_are_refused(words, tql):
 
 
 # Whole commands.
+
+
+def test_an_estimate_says_what_training_needs_and_stops(tql, tmp_path, monkeypatch):
+    """Without a dataset. Large runs say it by themselves, small ones do not."""
+    monkeypatch.chdir(tmp_path)
+    words = ["train", MAZE, "--preset", "paper-400M", "--devices", "1"]
+    status, text = tql(*words, "--estimate")
+    assert status == 0 and "training needs" in text and "TFLOP" in text, text
+    assert not list(tmp_path.iterdir())
+    said = []
+    monkeypatch.setattr(cost, "in_words", lambda *_: said.append("needs") or "needs")
+    for preset, expected in (("cpu", 0), ("paper-7M", 1)):
+        task = "cube-double-play-singletask-task2-v0"
+        say_what_it_needs(Train(task), PRESETS[preset](task))
+        assert len(said) == expected
+
+
+def test_devices_that_cannot_share_a_batch_are_refused_before_anything(tql, tmp_path):
+    run = tmp_path / "run"
+    said = is_one_line(tql("train", MAZE, "--devices", "7", "--out", run))
+    assert "--devices 7: the batch of 64 transitions" in said and not run.exists()
 
 
 def files_of(run):

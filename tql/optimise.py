@@ -43,14 +43,15 @@ class Learner(eqx.Module):
 
     def descend(self, gradient: PyTree, optimiser: optax.GradientTransformation) -> "Learner":
         """The network after one step of the optimiser along its gradient."""
+        if not jax.sharding.get_abstract_mesh().empty:  # Several devices: the sum of their parts.
+            gradient = jax.lax.with_sharding_constraint(gradient, jax.P())
         parameters = eqx.filter(self.model, eqx.is_inexact_array)
         step, state = optimiser.update(gradient, self.optimiser_state, parameters)
         return Learner(eqx.apply_updates(self.model, step), state)
 
 
 def value_and_grad(loss: Callable) -> Callable:
-    """`(value, extra), gradient` of a loss that returns its value and something to log. The
-    gradient is taken with respect to the first argument alone."""
+    """`(value, extra), gradient` of a loss that returns the pair, by its first argument alone."""
     return eqx.filter_value_and_grad(loss, has_aux=True)
 
 

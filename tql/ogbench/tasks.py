@@ -16,6 +16,14 @@ DOMAINS = {
 """The domains of OGBench that can be generated and trained on, by kind of dataset."""
 
 
+STATE_SIZES = {
+    **{"cube-single": 28, "cube-double": 37, "cube-triple": 46, "cube-quadruple": 55},
+    **{"scene": 40, "puzzle-3x3": 55, "puzzle-4x4": 83},
+    **dict.fromkeys(DOMAINS["navigate"], 2),
+}
+"""Numbers n_s of a state, by domain."""
+
+
 def task_names() -> list[str]:
     """Every name that `Task.parse` takes: OGBench's own names of datasets and of single tasks."""
     stems = [f"{domain}-{kind}" for kind, domains in DOMAINS.items() for domain in domains]
@@ -47,6 +55,11 @@ class Task:
         pattern = r"(.+)-(play|noisy|navigate)(?:-singletask)?(?:-task(\d))?-v0"
         domain, kind, number = re.fullmatch(pattern, name).groups()
         return Task(name, domain, kind, int(number) if number else None)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers n_s of a state and n_a of an action."""
+        return STATE_SIZES[self.domain], 2 if self.kind == "navigate" else 5
 
     @property
     def dataset_name(self) -> str:

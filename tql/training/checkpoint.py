@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from tql.agent import AbstractAgent
 from tql.config import AbstractConfig
+from tql.training.machines import leads, on_host
 from tql.training.methods import as_json, different, new_agent
 from tql.training.whole_file import typed, whole_file
 
@@ -32,7 +33,7 @@ class CheckpointError(ValueError):
 def named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """Every array of a PyTree by its path; random keys as their raw data."""
     leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
-    return {_name(path): np.asarray(_raw(leaf)) for path, leaf in leaves}
+    return {_name(path): on_host(_raw(leaf)) for path, leaf in leaves}
 
 
 def _name(path: tuple) -> str:
@@ -45,10 +46,14 @@ def _raw(leaf: jax.Array) -> jax.Array:
 
 
 def save_checkpoint(path: Path, agent: AbstractAgent) -> None:
-    """Writes the agent to `path`: to a temporary file, flushed to the disk, then renamed. Raises
-    `OSError`, with the name of the file, where it cannot be written."""
+    """Writes the agent to `path`: to a temporary file, flushed to the disk, then renamed. Several
+    processes call it together, and the first writes. Raises `OSError`, with the name of the file,
+    where it cannot be written."""
+    arrays = named_arrays(agent)
+    if not leads():
+        return
     archive = io.BytesIO()
-    np.savez(archive, **named_arrays(agent))
+    np.savez(archive, **arrays)
     about = {"step": int(agent.step), "n_s": agent.n_s, "n_a": agent.n_a}
     about["config"] = as_json(agent.config)
     content = json.dumps(about).encode() + b"\n" + archive.getvalue()

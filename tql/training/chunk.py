@@ -8,13 +8,14 @@ from jaxtyping import PyTree
 from tql.agent import AbstractAgent, Metrics
 from tql.batch import Rows, draw_batch
 from tql.components import checked
+from tql.training.devices import keep_layout, share_out
 
 
 def next_update(agent: AbstractAgent, dataset: Rows) -> tuple[AbstractAgent, Metrics]:
     """The update after `step` others, on a batch drawn from the dataset with `fold_in(key, step)`.
     Raises `ValueError` for a method whose update returns something else."""
     k_batch, k_update = jr.split(jr.fold_in(agent.key, agent.step))
-    batch = draw_batch(dataset, agent.config.batch_size, k_batch)
+    batch = share_out(draw_batch(dataset, agent.config.batch_size, k_batch))
     result = agent.update(batch, k_update)
     pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], type(agent))
     if not (pair and isinstance(result[1], dict)):
@@ -39,10 +40,10 @@ def train_chunk(
     arrays, static = eqx.partition(agent, eqx.is_array)
 
     def body(arrays: PyTree, _: None) -> tuple[PyTree, Metrics]:
-        agent, metrics = next_update(eqx.combine(arrays, static), dataset)
-        return eqx.filter(agent, eqx.is_array), metrics
+        agent, metrics = next_update(eqx.combine(keep_layout(arrays), static), dataset)
+        return keep_layout(eqx.filter(agent, eqx.is_array)), metrics
 
-    arrays, metrics = jax.lax.scan(body, arrays, None, length=updates)
+    arrays, metrics = keep_layout(jax.lax.scan(body, arrays, None, length=updates))
     return eqx.combine(arrays, static), metrics
 
 

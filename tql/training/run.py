@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from tql.ogbench.tasks import Task
 from tql.ogbench.validate import sha256
 from tql.ogbench.workers import WorkerError
 from tql.training.chunk import trace_update, train_chunk
+from tql.training.devices import mesh_of, on_one_device
+from tql.training.machines import anyones
 from tql.training.methods import differences, new_agent, with_absolute_paths
 from tql.training.run_directory import (
     REPEATS,
@@ -154,6 +157,20 @@ def start_or_resume(
     return start_run(config, dataset, run, data)
 
 
+def follow(run: Path, dataset: Path | None = None) -> tuple[AbstractAgent, Rows]:
+    """The agent and the data of a run that the first of several processes has started or resumed,
+    for another of them, which only reads. This agent never acts."""
+    settings = read_settings(run)
+    config = settings.config
+    data, _ = load_dataset(Task.parse(config.task), dataset or Path(settings.dataset.file))
+    agent = newest_agent(run, config)
+    if agent is None:
+        agent, data = _fresh(config, data)
+    else:
+        _, data = agent.prepare(data)
+    return replace(agent, config=replace(config, episodes=0)), data
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
@@ -184,7 +201,8 @@ def train(
         # Compiled ahead, so that signals are caught only once it is done. With jit switched off
         # there is nothing to compile.
         ahead = step < end and not jax.config.jax_disable_jit
-        chunk = train_chunk.lower(inputs, agent).compile() if ahead else train_chunk
+        with mesh_of(agent):
+            chunk = train_chunk.lower(inputs, agent).compile() if ahead else train_chunk
         with stop_signals() as stop, _bar(agent) as bar, _log(run) as log:
             while True:
                 # Before the next chunk rather than after the last one, so that a resume makes up
@@ -192,7 +210,8 @@ def train(
                 if evaluation_due(agent, step):
                     bar.clear()
                     file, episodes = run / "evaluation.jsonl", config.episodes
-                    _evaluate(agent, file, episodes=episodes, workers=workers, stop=stop)
+                    acts = on_one_device(agent)
+                    _evaluate(acts, file, episodes=episodes, workers=workers, stop=stop)
                 if step >= end:
                     return agent
                 agent, metrics = chunk(inputs, agent)
@@ -203,12 +222,13 @@ def train(
                 if step % config.log_every == 0:
                     line = write_line(log, run, step, metrics, time.time())
                     bar.set_postfix_str(progress(agent, line), refresh=False)
-                if checkpoint_due(config, step) or stop:
+                asked = anyones(stop)
+                if checkpoint_due(config, step) or asked:
                     save(run, agent, log)
                     if look:
                         look(agent)
-                if stop:
-                    saved = f"stopped by {stop[0]} at update {step}; saved."
+                if asked:
+                    saved = f"stopped by {asked} at update {step}; saved."
                     raise Interrupted(f"{saved} Go on with --resume.")
                 bar.update(config.updates_per_call)
 
