@@ -1,5 +1,4 @@
-"""The command line: `python -m tql COMMAND`, or `tql COMMAND`. The commands are in
-`tql/commands/`."""
+"""The command line, `python -m tql COMMAND` or `tql COMMAND`; `tql/commands/` has the commands."""
 
 import sys
 

@@ -41,8 +41,7 @@ class AbstractAgent(eqx.Module):
     @classmethod
     @abc.abstractmethod
     def create(cls, n_s: int, n_a: int, config: AbstractConfig) -> "AbstractAgent":
-        """A fresh agent, which `config.seed` determines, for states of size `n_s` and actions of
-        size `n_a`."""
+        """A fresh agent of `config.seed`, for states of `n_s` numbers and actions of `n_a`."""
 
     def prepare(self, data: Transition) -> tuple["AbstractAgent", Rows]:
         """The agent once it has seen the dataset, and what it trains on; most change neither."""
@@ -50,8 +49,7 @@ class AbstractAgent(eqx.Module):
 
     @abc.abstractmethod
     def update(self, batch: Rows, key: PRNGKeyArray) -> tuple["AbstractAgent", Metrics]:
-        """The agent after one gradient update of all its networks, and numbers to log. The names of
-        losses end in `_loss`."""
+        """The agent after one gradient update, and numbers to log; losses end in `_loss`."""
 
     @abc.abstractmethod
     def policy(self, name: str) -> Policy:
@@ -70,8 +68,6 @@ def seed_keys(seed: int) -> SeedKeys:
     return SeedKeys(*jr.split(jr.key(seed), 4))
 
 
-def batch_noise(
-    draw: Callable[[PRNGKeyArray], PyTree], key: PRNGKeyArray, batch: Transition
-) -> PyTree:
+def batch_noise(draw: Callable, key: PRNGKeyArray, batch: Transition) -> PyTree:
     """`draw(key)` for every row of a batch, each with a key of its own."""
     return jax.vmap(draw)(jr.split(key, batch.r.shape[0]))
