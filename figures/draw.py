@@ -44,7 +44,7 @@ METHODS = {
     "tql": "TQL",
 }
 """The methods in the order of the paper's table, and their names there. `tql-none` is TQL's
-transformer without control of its entropy; the corrected Q-Transformer has a correct lower bound."""
+transformer without control of its entropy; the corrected Q-Transformer has a true lower bound."""
 
 matplotlib.rcParams |= {
     "font.size": 12,

@@ -275,8 +275,9 @@ def _example(new: Leaves, known: Leaves, name: str) -> str:
         return f"agent{name} has the shape {x.shape}; expected {y.shape}"
     at = np.unravel_index(np.argmax(np.abs(x.astype(float) - y.astype(float))), y.shape)
     index = f"[{', '.join(map(str, at))}]" if at else ""
-    digits = lambda x: words(x) if abs(x[at] - y[at]) > 1e-3 * abs(y[at]) else f"{float(x[at]):.8g}"
-    return f"agent{name}{index}: expected {digits(y[at])}, got {digits(x[at])}"
+    got, expected = float(x[at]), float(y[at])
+    show = words if abs(got - expected) > 1e-3 * abs(expected) else "{:.8g}".format
+    return f"agent{name}{index}: expected {show(expected)}, got {show(got)}"
 
 
 # ---------------------------------------------------------------- the suspects: three learners
