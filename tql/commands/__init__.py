@@ -10,6 +10,7 @@ import tyro
 from tql.commands.analyse import Analyse
 from tql.commands.data import Data
 from tql.commands.evaluate import Evaluate
+from tql.commands.finetune import Finetune
 from tql.commands.plot import Plot
 from tql.commands.render import Render
 from tql.commands.train import Train, parse_train
@@ -17,6 +18,7 @@ from tql.commands.train import Train, parse_train
 COMMANDS = {
     "data": Data,
     "train": Train,
+    "finetune": Finetune,
     "evaluate": Evaluate,
     "render": Render,
     "plot": Plot,
