@@ -4,6 +4,7 @@ and from what the environment gave, resets move what they should, and wrong runs
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,12 @@ import numpy as np
 import pytest
 from conftest import MAZE, trained
 from hypothesis import HealthCheck, given, settings
+from matplotlib.figure import Figure
 
+from tql.__main__ import main
 from tql.agent import seed_keys
+from tql.analysis import plot
+from tql.analysis.online_study import OnlinePhase, complete_online, is_complete_online
 from tql.ogbench.dataset import load_dataset
 from tql.ogbench.environment import Environments
 from tql.ogbench.evaluate import episode_seed, recorded_episodes
@@ -192,9 +197,9 @@ def test_the_buffer_is_the_dataset_and_what_the_environment_gave(
 
 
 def test_a_step_is_what_a_loop_by_hand_gives(finished, maze_file, tmp_path):
-    """One environment step with three updates: the batches are drawn from 69 rows."""
+    """One environment step with two updates: the batches are drawn from 69 rows."""
     out, agent = tmp_path / "out", trained_agent(finished)
-    one = dict(environment_steps=1, updates_per_step=3, log_every=1, checkpoint_every=1, episodes=0)
+    one = dict(environment_steps=1, buffer_size=98, log_every=1, checkpoint_every=1, episodes=0)
     after = finetune(*begin(finished, out, evaluate_every=1, **one), out, workers=1)
     data, _ = load_dataset(Task.parse(MAZE), maze_file)
     walk = Walks(Task.parse(MAZE), size=1, workers=1)
@@ -210,7 +215,7 @@ def test_a_step_is_what_a_loop_by_hand_gives(finished, maze_file, tmp_path):
         [jnp.concatenate([x, jnp.asarray(y, x.dtype)[None]]) for x, y in zip(values, new)],
     )
     update = eqx.filter_jit(lambda agent, batch, key: agent.update(batch, key)[0])
-    for _ in range(3):
+    for _ in range(2):
         k_batch, k_update = jr.split(jr.fold_in(agent.key, agent.step))
         drawn = jr.randint(k_batch, (7,), 0, 69)
         agent = update(agent, jax.tree.map(lambda x: x[drawn], rows), k_update)
@@ -471,3 +476,113 @@ def test_a_method_that_trains_on_more_than_transitions_is_refused(
     with pytest.raises(RunError, match="bc trains on more than single transitions"):
         begin(imitator, tmp_path / "out", reset_every=0)
     assert not (tmp_path / "out").exists()
+
+
+# ---- the command line, and figures ---------------------------------------------------------------
+
+
+@pytest.fixture(name="tql")
+def command_line(monkeypatch, capfd):
+    """Runs a command in this process; gives what it printed, or its message."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tql", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as left:
+            return str(left.code)
+        return capfd.readouterr().out
+
+    return call
+
+
+WORDS = "--environment-steps 30 --updates-per-step 2 --reset-every 13 --reset heads --log-every 5 "
+WORDS = (WORDS + "--checkpoint-every 10 --evaluate-every 15 --episodes 3").split()
+
+
+def test_finetune_resume_evaluate_plot(tql, finished, whole, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    said, out = tql("finetune", run, *WORDS), tmp_path / "run-online"
+    assert "policy before: solved 1 of 3" in said and "after: solved 1 of 3" in said, said
+    assert "episodes that it learnt from: " in said and (out / "plot.png").exists()
+    assert_same(out, whole)
+    assert "exists and is not empty" in tql("finetune", run, *WORDS)
+    assert f"plot: {out / 'plot.png'}" in tql("finetune", run, "--resume")
+    said = tql("finetune", run, "--resume", "--environment-steps", 5)
+    assert "environment_steps: 5 instead of 30" in said and "\n" not in said
+    assert_same(out, whole)
+    assert "policy at update 100: solved 1 of 5" in tql("evaluate", out, "--episodes", 5)
+    assert "is an online phase" in tql("train", MAZE, "--resume", "--out", out)
+
+
+def test_what_the_command_needs_is_said(tql, finished, tmp_path):
+    out = ("--out", tmp_path / "out")
+    assert "give --environment-steps" in tql("finetune", finished, *out)
+    said = tql("finetune", finished, "--environment-steps", 100, "--reset", "all", *out)
+    assert "--reset all: give --reset-every too" in said
+    said = tql("finetune", finished, "--environment-steps", 150, *out)
+    assert "environment_steps 150 is no multiple of log_every 100" in said
+    assert "at least 1 process" in tql("finetune", finished, *WORDS, "--workers", 0, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plot_is_over_environment_steps(whole, tmp_path, monkeypatch):
+    figures = []
+    keep = lambda **how: figures.append(Figure(**how)) or figures[-1]
+    monkeypatch.setattr(plot, "Figure", keep)
+    plot.plot_run(shutil.copytree(whole, tmp_path / "run"))
+    losses, entropy, *_, success, learnt = figures[0].axes[:7]
+    assert losses.lines[0].get_xdata().tolist() == [5, 10, 15, 20, 25, 30]
+    assert success.containers[0].lines[0].get_xdata().tolist() == [0, 15, 30]
+    assert {axis.get_xlabel() for axis in figures[0].axes[:7]} == {"environment steps"}
+    rows = recorded_episodes(whole / "episodes.jsonl")
+    assert learnt.lines[0].get_xdata().tolist() == np.cumsum([x["length"] for x in rows]).tolist()
+    assert learnt.lines[0].get_ydata()[-1] == np.mean([x["success"] for x in rows][-20:])
+    assert "2 updates a step and a reset (heads) every 13 steps" in figures[0].get_suptitle()
+
+
+def test_a_phase_of_a_study_is_brought_to_its_end_once(finished, whole, maze_file, tmp_path):
+    config, settings = read_settings(finished).config, read_settings(whole).online
+    phase, out = OnlinePhase("finished", config, settings), tmp_path / "out"
+    assert not is_complete_online(out, phase)
+    complete_online(phase, maze_file, finished, out, workers=1)
+    assert_same(out, whole)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    complete_online(phase, maze_file, finished, out, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    other = replace(phase, online=replace(settings, updates_per_step=1))
+    with pytest.raises(RunError, match="holds a run of other settings"):
+        is_complete_online(out, other)
+    run_directory.checkpoints(out)[0].unlink()
+    assert not is_complete_online(out, phase)
+
+
+# ---- the real environment ------------------------------------------------------------------------
+
+
+def test_in_the_real_maze_a_killed_phase_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
+    """300 environment steps of one episode, killed after 237, with 200 of them saved."""
+    how = dict(environment_steps=300, updates_per_step=1, reset_every=0, log_every=50)
+    how |= dict(checkpoint_every=100, evaluate_every=300, episodes=0)
+    count, step = iter(range(237, 0, -1)), Environments.step
+
+    def dies(self, *arguments):
+        if next(count, None) == 1:
+            raise Killed
+        return step(self, *arguments)
+
+    monkeypatch.setattr(online, "Environments", Environments)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finetune(*begin(finished, whole, **how), whole, workers=1)
+    monkeypatch.setattr(Environments, "step", dies)
+    with pytest.raises(Killed):
+        finetune(*begin(finished, stopped, **how), stopped, workers=1)
+    assert checkpoint_steps(stopped)[0] == 240
+    agent = go_on(finished, stopped, **how)
+    assert int(agent.step) == 340
+    states = [newest_state(x, read_settings(x).whole) for x in (whole, stopped)]
+    ours, theirs = map(named_arrays, states)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    assert metrics_of(whole) == metrics_of(stopped)
+    assert len(np.unique(states[0].rows.s, axis=0)) > 290, "the point moves"
