@@ -20,6 +20,10 @@ from conftest import MAZE, trained
 from hypothesis import HealthCheck, given, settings
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
+
+import records
+
 from tql.__main__ import main
 from tql.agent import seed_keys
 from tql.analysis import plot
@@ -555,6 +559,24 @@ def test_a_phase_of_a_study_is_brought_to_its_end_once(finished, whole, maze_fil
         is_complete_online(out, other)
     run_directory.checkpoints(out)[0].unlink()
     assert not is_complete_online(out, phase)
+
+
+def test_a_record_of_a_phase_has_what_the_picture_needs(whole, tmp_path):
+    """30 steps: checkpoints after 10, 20 and 30. An episode counts for the first at or after its
+    end."""
+    record = records.record_of(whole, "online-tql-x2-heads-seed3", whole=True)
+    records.write([record], "mine", tmp_path)
+    (record,) = records.read("mine", tmp_path)
+    assert record.config["online"]["updates_per_step"] == 2 and record.config["steps"] == 40
+    assert record.metrics["environment_steps"] == [5, 10, 15, 20, 25, 30]
+    assert record.success().keys() == {40, 70, 100} and record.entropy.shape == (6, 1, 2)
+    rows = recorded_episodes(whole / "episodes.jsonl")
+    bins = {60: [], 80: [], 100: []}
+    for row in rows:
+        bins[next(end for end in bins if row["step"] <= end)].append(row["success"])
+    assert record.success("learning") == {end: np.mean(x) for end, x in bins.items() if x}
+    first, last = record.metrics["step"][0], record.metrics["step"][-1]
+    assert (first, last) == (50, 100)
 
 
 # ---- the real environment ------------------------------------------------------------------------

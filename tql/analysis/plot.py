@@ -86,7 +86,8 @@ def run_title(settings: Settings) -> str:
         critic = f"critic {config.critic.layers} x {config.critic.d_model}"
         title = f"{critic}, control: {config.control.kind}"
     if online := settings.online:
-        title += f", online with {online.updates_per_step} updates a step"
+        many = "s" if online.updates_per_step > 1 else ""
+        title += f", online with {online.updates_per_step} update{many} a step"
         if online.reset_every:
             title += f" and a reset ({online.reset}) every {online.reset_every} steps"
     return f"{title}, seed {config.seed}"
