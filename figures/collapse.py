@@ -16,7 +16,7 @@ from draw import (
 from matplotlib.figure import Figure
 from records import Record, pick, read
 
-CAPTION = """1,000 updates on cube-single, seeds 0, 1, 2; pictures: seed 0
+CAPTION = """first 4,000 updates on cube-single, seeds 0, 1, 2; pictures: seed 0
 as in the paper: the wider the critic, the less entropy"""
 
 WIDTHS = (32, 64, 128)
@@ -27,7 +27,7 @@ def draw(records: list[Record]) -> Figure:
     rows = [["ours"] * 8 + ["paper"] * 4, sum([[c] * 3 for c in "abcd"], [])]
     axes = figure.subplot_mosaic(rows, height_ratios=[1.35, 1])
 
-    runs = {width: pick(records, label=f"sarsa-none-{width}") for width in WIDTHS}
+    runs = {width: pick(records, label=f"agent-none-{width}") for width in WIDTHS}
     for width, of in runs.items():
         entropy_curves(axes["ours"], of, WIDTH_COLOURS[width], f"width {width}")
     axes["ours"].set(title="Attention entropy, no control", xlabel="updates", ylabel="nats")
@@ -54,4 +54,4 @@ def draw(records: list[Record]) -> Figure:
 
 
 if __name__ == "__main__":
-    save(draw(read("cpu")), "collapse")
+    save(draw(read("collapse")), "collapse")

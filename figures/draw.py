@@ -38,13 +38,13 @@ METHODS = {
     "fql": "FQL",
     "floq": "floq",
     "q-transformer": "Q-T",
-    "q-transformer-bound": "Q-T, mended",
+    "q-transformer-bound": "Q-T, corrected",
     "pac": "PAC",
     "tql-none": "no control",
     "tql": "TQL",
 }
 """The methods in the order of the paper's table, and their names there. `tql-none` is TQL's
-transformer without control of its entropy; the mended Q-Transformer has a correct lower bound."""
+transformer without control of its entropy; the corrected Q-Transformer has a correct lower bound."""
 
 matplotlib.rcParams |= {
     "font.size": 12,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from records import Record, pick, read
 
-CAPTION = """1,000 updates on cube-single, seeds 0, 1, 2; dotted: mean of TQL's targets
+CAPTION = """first 4,000 updates on cube-single, seeds 0, 1, 2; dotted: mean of targets
 with TQL no width collapses; of TQL the paper draws width 1024 only"""
 
 WIDTHS = (32, 64, 128)
@@ -19,7 +19,7 @@ def draw_by_width(axis: Axes, records: list[Record]) -> None:
     """Entropy over the second half of the updates; the paper's at its end, thin and dashed."""
     for control in ("none", "tql"):
         for width in WIDTHS:
-            runs = pick(records, label=f"sarsa-{control}-{width}")
+            runs = pick(records, label=f"agent-{control}-{width}")
             values = [run.late_entropy.mean() for run in runs]
             label = CONTROLS[control] if width == WIDTHS[0] else ""
             dots(axis, np.log2(width), values, COLOURS[control], label)
@@ -38,7 +38,7 @@ def draw(records: list[Record]) -> Figure:
     axes = figure.subplot_mosaic([["none", "tql"], ["late", "late"]])
     for control in ("none", "tql"):
         for width in WIDTHS:
-            runs = pick(records, label=f"sarsa-{control}-{width}")
+            runs = pick(records, label=f"agent-{control}-{width}")
             entropy_curves(axes[control], runs, WIDTH_COLOURS[width], f"width {width}")
         axes[control].set(title=CONTROLS[control], xlabel="updates", ylim=(0, 3.8))
     axes["tql"].axhline(np.mean(runs[0].target), color="black", linestyle=":", linewidth=1.6)
@@ -49,4 +49,4 @@ def draw(records: list[Record]) -> Figure:
 
 
 if __name__ == "__main__":
-    save(draw(read("cpu")), "entropy_by_size")
+    save(draw(read("collapse")), "entropy_by_size")

@@ -11,28 +11,22 @@ CAPTION = """cube-single, seeds 0, 1, 2; the paper gives no such number
 without control wider is rougher; with an actor TQL is not smoother"""
 
 MEASURES = {"roughness": "Roughness of Q", "turning_points": "Turning points of Q"}
-KINDS = {
-    "32": "sarsa-{}-32",
-    "64": "sarsa-{}-64",
-    "128": "sarsa-{}-128",
-    "64 with\nan actor": "flow-{}-64",
-}
-"""What stands below the axis, and the label of its runs for a kind of control."""
+WIDTHS = (32, 64, 128)
 
 
 def draw(records: list[Record]) -> Figure:
     figure = canvas(6.4, 4.2, CAPTION)
     for axis, (measure, title) in zip(figure.subplots(1, 2), MEASURES.items()):
-        for x, label in enumerate(KINDS.values()):
+        for x, width in enumerate(WIDTHS):
             for control, shift in (("none", -0.17), ("tql", 0.17)):
-                values = [run.late(measure) for run in pick(records, label=label.format(control))]
+                runs = pick(records, label=f"agent-{control}-{width}")
+                values = [run.late(measure) for run in runs]
                 dots(axis, x + shift, values, COLOURS[control], CONTROLS[control] if x == 0 else "")
-        axis.axvline(2.5, color="#bbbbbb", linewidth=1)
-        axis.set_xticks(range(len(KINDS)), KINDS)
+        axis.set_xticks(range(len(WIDTHS)), WIDTHS)
         axis.set(title=title, xlabel="width of the critic", ylim=(0, None))
     axis.legend(loc="lower left")
     return figure
 
 
 if __name__ == "__main__":
-    save(draw(read("cpu")), "roughness")
+    save(draw(read("collapse")), "roughness")

@@ -37,7 +37,7 @@ from tql.training.run import stop_signals
 from tql.training.run_directory import RunError
 from tql.training.workspace import dataset, home
 
-WHOLE = ("cpu", "scaling", "gpu", "paper")
+WHOLE = ("cpu", "collapse", "scaling", "gpu", "paper")
 """Presets whose pictures draw curves of metrics and portraits, so that all of them is recorded."""
 STATE_SIZES = {
     **{"cube-single": 28, "cube-double": 37, "cube-triple": 46},

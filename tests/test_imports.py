@@ -30,7 +30,9 @@ ROOMS = {
     "training": {"paper", "ogbench"},
     "analysis": {"paper", "variants", "ogbench", "training"},
     "contracts": {"paper"},
-    "commands": {"paper", "variants", "baselines", "ogbench", "training", "analysis"},
+    "commands": {
+        *("paper", "variants", "baselines", "contracts", "ogbench", "training", "analysis")
+    },
 }
 """What a room may import besides itself: a room, or one file."""
 

@@ -13,8 +13,9 @@ from conftest import as_in_tests, tiny_settings
 
 import tql.training.run as training
 from tql.analysis import study
+from tql.analysis.one_checkpoint import analyse_run
 from tql.analysis.portrait import load_portrait, portrait_numbers, probe_pairs, take_portrait
-from tql.analysis.study import analyse_run, complete, complete_all, is_complete, read_lines
+from tql.analysis.study import complete, complete_all, is_complete, read_lines
 from tql.ogbench.dataset import load_dataset
 from tql.ogbench.tasks import Task
 from tql.training.checkpoint import named_arrays
@@ -175,7 +176,7 @@ def test_a_rival_is_completed_and_not_looked_at(tmp_path, maze_file):
     complete(config, maze_file, run, workers=1)
     assert is_complete(run, config) and not (run / "analysis.jsonl").exists()
     with pytest.raises(RunError, match="is a run of bc; only TQL's critic has attention"):
-        analyse_run(run)
+        list(analyse_run(run))
 
 
 @pytest.mark.slow
@@ -206,7 +207,14 @@ def test_analyse_writes_what_is_seen(tmp_path, whole):
     assert over.startswith("over 32 pairs of validation data: roughness ")
     assert f"roughness {found['roughness']:.3f}, " in over and layer.startswith("layer 1: entropy ")
     assert str(stem) in where
-    earlier = analyse_run(whole, step=30, out=tmp_path / "deeper")
+    earlier = list(analyse_run(whole, step=30, out=tmp_path / "deeper"))
     assert earlier[0].endswith("30 updates") and (tmp_path / "deeper").is_dir()
     with pytest.raises(RunError, match="no checkpoint after 7 updates; there are: 40, 30"):
-        analyse_run(whole, step=7, out=tmp_path)
+        list(analyse_run(whole, step=7, out=tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_analyse_says_what_it_saw_before_it_writes(tmp_path, whole):
+    lines = analyse_run(whole, out=tmp_path)
+    title = next(lines)
+    assert title.startswith(ALONE.task) and not list(tmp_path.glob("analysis*"))

@@ -3,6 +3,7 @@ folder and writes its page, with its pictures."""
 
 import hashlib
 import os
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,9 @@ REPOSITORY = Path(__file__).parents[1]
 project = html_title = "TQL, step by step"
 extensions = ["myst_nb"]
 exclude_patterns = ["conf.py", "_static", "__pycache__", ".ipynb_checkpoints"]
+
+# An exercise as it is handed out cannot run.
+nb_execution_excludepatterns = ["exercises/*"]
 
 # The scripts are the notebooks: percent cells, read by jupytext.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
@@ -51,3 +55,32 @@ html_static_path = ["_static", str(MATHJAX)]
 html_css_files = ["book.css"]
 mathjax_path = MATHJAX.name
 mathjax3_config = {"options": {"enableMenu": False}}
+
+
+HEADER = """# ---
+# jupyter:
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+"""
+
+
+def as_page(app, page: str, source: list[str]) -> None:
+    """An exercise as a page: it is told to be Python, because it is not run, and the picture that a
+    right answer draws stands behind its code. Links out of the book become words."""
+    if not page.startswith("exercises/"):
+        return
+    text = re.sub(r"\[([^]]+)\]\(\.\./\.\./[^)]+\)", r"\1", source[0])
+    if text.startswith("# %%"):
+        start = text.rindex("# %% [markdown]")
+        drawn = f"# ![Drawn by a right answer](../_static/{page}.png)\n\n"
+        drawn = f"# %% [markdown]\n# *What {SHOWN.get(page, 'a right answer draws')}:*\n#\n{drawn}"
+        text = HEADER + text[:start] + drawn + text[start:]
+    source[0] = text
+
+
+SHOWN = {"exercises/08_diagnosis": "the evidence looks like"}
+"""Its picture would tell the answer."""
+
+
+def setup(app) -> None:
+    app.connect("source-read", as_page)

@@ -23,17 +23,9 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from tql.analysis.portrait import (
-    PAIRS,
-    draw_portrait,
-    portrait_numbers,
-    probe_pairs,
-    save_portrait,
-    take_portrait,
-)
+from tql.analysis.portrait import portrait_numbers, probe_pairs, save_portrait, take_portrait
 from tql.analysis.q_error import own_returns, q_error
 from tql.batch import Transition
 from tql.config import AbstractConfig
@@ -46,11 +38,8 @@ from tql.training.methods import differences, method_class, with_absolute_paths
 from tql.training.run import checkpoint_due, start_or_resume, train
 from tql.training.run_directory import (
     RunError,
-    agent_at,
-    check_can_write,
     checkpoint_steps,
     read_settings,
-    trained_agent,
 )
 from tql.training.whole_file import whole_file, whole_lines
 
@@ -227,58 +216,3 @@ def _on_one_core(cores: Queue, compiled: Path) -> None:
     # Between two runs there is nothing to save; while one trains, `train` obeys the signal.
     signal.signal(signal.SIGTERM, lambda *_: None)
     jax.config.update("jax_compilation_cache_dir", str(compiled))
-
-
-# ---- one checkpoint, for people ------------------------------------------------------------------
-
-
-def analyse_run(
-    run: Path, step: int | None = None, dataset: Path | None = None, out: Path | None = None
-) -> list[str]:
-    """What `tql analyse` does with one checkpoint: the newest, or that after `step` updates.
-    Returns lines for people.
-
-    Writes `analysis-STEP.png`, `.json` (the numbers) and `.npz` (the portrait) to the folder
-    `out`, or to the run's. Raises `RunError` if there is no such checkpoint, if the critic has no
-    attention, and if the folder cannot be written, which is found out first."""
-    settings = read_settings(run)
-    config = settings.config
-    if not attends(config):
-        raise RunError(
-            f"{run}: is a run of {config.method}; only TQL's critic has attention to look at."
-        )
-    agent = trained_agent(run) if step is None else agent_at(run, step)
-    stem = (out or run) / f"analysis-{int(agent.step):09d}"
-    files = [stem.with_suffix(f".{kind}") for kind in ("png", "json", "npz")]
-    for file in files:
-        check_can_write(file)
-    place = dataset or Path(settings.dataset.file)
-    _, validation = load_dataset(Task.parse(config.task), place)
-    portrait = take_portrait(agent.critic.model, *probe_pairs(validation))
-    found = portrait_numbers(portrait)
-    critic = f"critic {config.critic.layers} x {config.critic.d_model}"
-    control, updates = f"control {config.control.kind}", f"{int(agent.step):,} updates"
-    title = f"{config.task}, {critic}, {control}, {updates}"
-    with whole_file(files[0]) as file:
-        draw_portrait(portrait, title).savefig(file, dpi=100, format="png")
-    with whole_file(files[1]) as file:
-        file.write(json.dumps(found, indent=1).encode())
-    save_portrait(files[2], portrait)
-    tokens = portrait.mean_maps.shape[-1]
-    written = "picture {}, numbers {}, arrays {}".format(*files)
-    return [title, *_in_words(found, tokens), written]
-
-
-def _in_words(found: dict, tokens: int) -> list[str]:
-    H = np.mean(found["entropy"], axis=1)
-    lines = [
-        f"over {PAIRS} pairs of validation data: roughness {found['roughness']:.3f}, turning "
-        f"points {found['turning_points']:.2f}, Q range on the landscape {found['q_range']:.3f}, "
-        f"|dQ/da| {found['sensitivity']:.3f}"
-    ]
-    for layer, (value, others) in enumerate(found["effective_tokens"]):
-        lines.append(
-            f"layer {layer + 1}: entropy {H[layer, 0]:.2f} nats for [VALUE], {H[layer, 1]:.2f} for "
-            f"the others; looks at {value:.1f} and {others:.1f} of {tokens} tokens"
-        )
-    return lines

@@ -8,8 +8,10 @@ from pathlib import Path
 import tyro
 
 from tql.commands.analyse import Analyse
+from tql.commands.check import Check
 from tql.commands.data import Data
 from tql.commands.evaluate import Evaluate
+from tql.commands.exercises import Exercises
 from tql.commands.finetune import Finetune
 from tql.commands.plot import Plot
 from tql.commands.render import Render
@@ -23,6 +25,8 @@ COMMANDS = {
     "render": Render,
     "plot": Plot,
     "analyse": Analyse,
+    "exercises": Exercises,
+    "check": Check,
 }
 
 

@@ -21,7 +21,7 @@ class Analyse:
     """Folder for the picture and the numbers; the run directory unless given."""
 
     def __call__(self) -> None:
-        from tql.analysis.study import analyse_run
+        from tql.analysis.one_checkpoint import analyse_run
 
         for line in analyse_run(self.run, step=self.step, dataset=self.data, out=self.out):
-            print(line)
+            print(line, flush=True)

@@ -31,10 +31,15 @@ def call(mine: Callable[..., Any], *arguments: Any, example: str) -> Any:
             f"{example} cannot be differentiated or compiled, because it turns a JAX array into a "
             "NumPy array; use jax.numpy in place of numpy."
         ) from None
-    except jax.errors.ConcretizationTypeError:
+    except jax.errors.TracerBoolConversionError:
         raise Wrong(
             f"{example} cannot be differentiated or compiled, because it branches on the value of "
             "an array; use jnp.where in place of if."
+        ) from None
+    except jax.errors.ConcretizationTypeError:
+        raise Wrong(
+            f"{example} cannot be differentiated or compiled, because it turns a JAX array into a "
+            "Python number (by float, int, .item or the module math); use jax.numpy."
         ) from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -80,11 +85,23 @@ def compare(
         otherwise = "the result is not finite"
     said = (words for words, answer in mistakes.items() if _is(got, answer, tolerance))
     suspect = next(said, otherwise)
-    raise Wrong(f"{suspect}. {example}: expected {words(expected)}, got {words(got)}.")
+    where, (shown_expected, shown_got) = _shown(expected, got)
+    raise Wrong(f"{suspect}. {example}: expected {shown_expected}, got {shown_got}{where}.")
 
 
 def _is(got: np.ndarray, answer: Any, tolerance: float) -> bool:
     return np.shape(answer) == got.shape and close(got, answer, tolerance)
+
+
+def _shown(expected: np.ndarray, got: np.ndarray) -> tuple[str, tuple[str, str]]:
+    """What the message shows of both: all of a few numbers, and of many numbers the one where they
+    are farthest apart, with its place."""
+    if expected.size <= 6:
+        return "", (words(expected), words(got))
+    distance = np.where(np.isfinite(got), np.abs(got - expected), np.inf)
+    place = np.unravel_index(np.argmax(distance), expected.shape)
+    index = ", ".join(str(i) for i in place)
+    return f" at [{index}]", (words(expected[place]), words(got[place]))
 
 
 def words(x: Any) -> str:
@@ -93,3 +110,20 @@ def words(x: Any) -> str:
     shown = ", ".join(f"{value:.4g}" for value in flat[:6])
     more = ", ..." if len(flat) > 6 else ""
     return shown if np.ndim(x) == 0 else f"[{shown}{more}]"
+
+
+def must_be_function(mine: Any, name: str) -> None:
+    """Raises `Wrong` unless `mine` can be called."""
+    if not callable(mine):
+        raise Wrong(f"{name} is a {type(mine).__name__}; it must be a function (or a callable).")
+
+
+def finite(got: Any, shape: tuple[int, ...], *, example: str, suspect: str) -> None:
+    """Raises `Wrong`, with the suspect in front, if a number of `got` is NaN or infinite."""
+    got = numbers(got, shape, example)
+    if not np.isfinite(got).all():
+        raise Wrong(f"{suspect}. {example}: expected finite numbers, got {words(_first_bad(got))}.")
+
+
+def _first_bad(got: np.ndarray) -> float:
+    return float(got[~np.isfinite(got)][0])
