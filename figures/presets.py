@@ -3,6 +3,7 @@
     cpu            66 small runs: widths, ablations, agents, one change at a time, other blocks
     collapse       agents of three widths, and what causes the collapse: their first 4,000 updates
     scaling        success against width, with control and without: the plan is `scaling.md`
+    online         agents that go on in the environment, with resets and without: `online.md`
     pocket         the benchmark: all methods on two tasks, three seeds; on one also larger critics
     search         other values of the setting that says how far a method may leave the dataset
     tuning         the same settings in steps of 1.5, two seeds each, on a task that is not scored
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from tql.analysis.online_study import OnlinePhase
 from tql.analysis.study import unchanged
 from tql.batch import Transition
 from tql.config import AbstractConfig, TQLConfig
@@ -26,12 +28,15 @@ from tql.presets import PAPER_TARGETS, SIZES, cpu_flow, cpu_sarsa
 from tql.presets import paper as paper_settings
 from tql.presets import pocket as pocket_settings
 from tql.training.methods import METHODS, method_class
+from tql.training.online_config import OnlineConfig
 from tql.variants.returns import regression_to_returns
 
-Runs = dict[str, AbstractConfig]
+Runs = dict[str, AbstractConfig | OnlinePhase]
 
 SEEDS = (0, 1, 2)
 SCALING_SEEDS = (100, 101, 102, 103, 104, 105)
+ONLINE_SEEDS = (200, 201, 202)
+ONLINE_STEPS, RESET_EVERY = 15_000, 5000
 COLLAPSE_TASK = "cube-single-play-singletask-task2-v0"
 AGENT_TASK = "cube-single-noisy-singletask-task3-v0"
 POCKET_TASKS = (AGENT_TASK, "cube-single-noisy-singletask-task2-v0")
@@ -147,6 +152,30 @@ def scaling() -> Runs:
                 critic = dict(d_model=d_model, heads=max(1, d_model // 32))
                 run = with_critic(config, control, seed, **critic)
                 runs[f"scaling-{control}-{d_model}-seed{seed}"] = replace(run, dataset_seed=seed)
+    return runs
+
+
+def online() -> Runs:
+    """Agents trained offline, called before-CONTROL-seedK, and what follows each of them online,
+    online-CONTROL-xU-RESET-seedK: U updates a step, no reset or the critic's. Every seed has a
+    dataset of its own. The plan, `online.md`, was committed before the runs."""
+    config, runs = replace(pocket_settings(AGENT_TASK), evaluate_every=18_000), {}
+    room = 1000 * config.dataset_episodes + ONLINE_STEPS
+    how = OnlineConfig(ONLINE_STEPS, room, checkpoint_every=1000, evaluate_every=RESET_EVERY)
+    for seed in ONLINE_SEEDS:
+        offline = {
+            f"before-{control}-seed{seed}": replace(
+                with_critic(config, control, seed), dataset_seed=seed
+            )
+            for control in ("none", "tql")
+        }
+        runs |= offline
+        for updates in (1, 4):
+            for reset, every in (("never", 0), ("critic", RESET_EVERY)):
+                for before, settings in offline.items():
+                    own = replace(how, updates_per_step=updates, reset_every=every)
+                    name = f"online-{settings.control.kind}-x{updates}-{reset}-seed{seed}"
+                    runs[name] = OnlinePhase(before, settings, own)
     return runs
 
 
@@ -273,6 +302,7 @@ PRESETS: dict[str, Callable[[], Runs]] = {
     "cpu": cpu,
     "collapse": collapse,
     "scaling": scaling,
+    "online": online,
     "pocket": pocket,
     "search": search,
     "tuning": tuning,

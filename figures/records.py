@@ -5,6 +5,7 @@
 line."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,7 +22,14 @@ from tql.analysis.study import read_lines
 from tql.ogbench.evaluate import recorded_episodes
 from tql.optimise import Learner
 from tql.training.methods import as_json
-from tql.training.run_directory import DatasetFile, read_metrics, read_settings, trained_agent
+from tql.training.online_config import span
+from tql.training.run_directory import (
+    DatasetFile,
+    Settings,
+    read_metrics,
+    read_settings,
+    trained_agent,
+)
 from tql.training.whole_file import read_json, typed, whole_file
 
 DATA = Path(__file__).parent / "data"
@@ -30,7 +38,8 @@ DATA = Path(__file__).parent / "data"
 @dataclass(frozen=True)
 class Evaluation:
     """The episodes of one policy after so many updates, in their order. Episode i began from
-    `episode_seed(config.seed, i)` of `tql/ogbench/evaluate.py`."""
+    `episode_seed(config.seed, i)` of `tql/ogbench/evaluate.py`. Those of the policy `learning` are
+    the episodes of an online phase that ended since its checkpoint before."""
 
     policy: str
     step: int
@@ -61,7 +70,8 @@ class Record:
     name: str
     """Its name in the preset, such as `sarsa-none-32-seed0` or `TASK/iql-seed0`."""
     config: dict
-    """Every setting, by the names of today's dataclasses."""
+    """Every setting, by the names of today's dataclasses; those of an online phase are in it under
+    `online`."""
     dataset: DatasetFile
     """The training data; without the folder in which they were."""
     versions: dict[str, str]
@@ -201,17 +211,17 @@ def record_of(run: Path, name: str, *, whole: bool) -> Record:
     settings, lines = read_settings(run), read_metrics(run)
     kept = [line for i, line in enumerate(lines, 1) if whole or i % 5 == 0 or i == len(lines)]
     of: dict[tuple[str, int], list[dict]] = {}
-    for row in recorded_episodes(run / "evaluation.jsonl"):
+    for row in recorded_episodes(run / "evaluation.jsonl") + learnt_from(run, settings):
         of.setdefault((row["policy"], row["step"]), []).append(row)
     columns = lambda rows, names: {n: tuple(_rounded(row[n]) for row in rows) for n in names}
     names = ("success", "return", "length")
     return Record(
         name=name,
-        config=as_json(settings.config),
+        config=as_json(settings.config) | as_online(settings),
         dataset=DatasetFile(Path(settings.dataset.file).name, settings.dataset.sha256),
         versions=settings.versions,
         device=settings.device,
-        training_seconds=round(_seconds(lines), 1),
+        training_seconds=round(_seconds(lines, span(settings.whole)[0]), 1),
         target=settings.target,
         parameters=_parameters(trained_agent(run)),
         metrics=columns(kept, [key for key in kept[0] if key != "time"]),
@@ -222,6 +232,23 @@ def record_of(run: Path, name: str, *, whole: bool) -> Record:
         portrait=_seen(run / "portrait.npz") if whole and looked else None,
         q_error=_q_error(run / "q_error.json"),
     )
+
+
+def as_online(settings: Settings) -> dict:
+    """The settings of an online phase, if there is one, under their own name."""
+    return {"online": asdict(settings.online)} if settings.online else {}
+
+
+def learnt_from(run: Path, settings: Settings) -> list[dict]:
+    """The episodes that an online phase learnt from, as those of the policy `learning`: each at the
+    step of the next checkpoint."""
+    if not settings.online:
+        return []
+    first, _, _ = span(settings.whole)
+    every = settings.online.checkpoint_every * settings.online.updates_per_step
+    up = lambda step: first + math.ceil((step - first) / every) * every
+    rows = recorded_episodes(run / "episodes.jsonl")
+    return [row | {"policy": "learning", "step": up(row["step"])} for row in rows]
 
 
 def _rounded(value, digits: int = 6):
@@ -237,11 +264,13 @@ def _q_error(file: Path) -> dict[str, float] | None:
     return {name: _rounded(value) for name, value in read_json(file).items()}
 
 
-def _seconds(lines: list[dict]) -> float:
-    """Seconds of all updates at the median speed between two lines of metrics, so that a pause or a
-    busy minute of the machine does not count."""
+def _seconds(lines: list[dict], first: int) -> float:
+    """Seconds of all updates after the `first` at the median speed between two lines of metrics, so
+    that a pause or a busy minute of the machine does not count."""
     steps, times = (np.array([line[name] for line in lines]) for name in ("step", "time"))
-    return float(steps[-1] / np.median(np.diff(steps) / np.diff(times))) if len(lines) > 1 else 0.0
+    if len(lines) < 2:
+        return 0.0
+    return float((steps[-1] - first) / np.median(np.diff(steps) / np.diff(times)))
 
 
 def _parameters(agent: AbstractAgent) -> dict[str, int]:

@@ -28,6 +28,7 @@ from records import DATA, read, record_of, write
 from speed import best_matmul_rate
 from tyro.conf import Positional
 
+from tql.analysis.online_study import OnlinePhase, complete_online, is_complete_online
 from tql.analysis.study import is_complete, one_core_each, submit
 from tql.batch import Transition
 from tql.config import AbstractConfig
@@ -80,7 +81,7 @@ def main(options: Options) -> int:
     failed, missing = {}, {}
     for name, config in runs.items():
         try:
-            if not is_complete(folder / name, config, until):
+            if not is_done(folder / name, config, until):
                 missing[name] = config
         except (RunError, ValueError) as error:
             failed[name] = str(error)
@@ -101,11 +102,26 @@ def main(options: Options) -> int:
     return len(failed)
 
 
+def is_done(run: Path, config: AbstractConfig | OnlinePhase, until: int | None) -> bool:
+    """Whether nothing is missing in the directory of a run, or of an online phase."""
+    if isinstance(config, OnlinePhase):
+        return is_complete_online(run, config)
+    return is_complete(run, config, until)
+
+
+def flops_in_all(config: AbstractConfig | OnlinePhase, until: int | None) -> float:
+    """Operations of all updates of a run."""
+    if isinstance(config, OnlinePhase):
+        updates = config.online.environment_steps * config.online.updates_per_step
+        return flops_of(kind(config.config)) * updates
+    return flops_of(kind(config)) * (until or config.steps)
+
+
 def say_what_it_costs(preset: str, all_runs: int, missing: Runs, until: int | None) -> None:
     """Prints how many runs are missing and about how long they take on this machine."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the runs need this memory
     rate, device = best_matmul_rate(), jax.devices()[0].device_kind
-    flops = sum(flops_of(kind(config)) * (until or config.steps) for config in missing.values())
+    flops = sum(flops_in_all(config, until) for config in missing.values())
     print(
         f"preset {preset}: {all_runs} runs, {len(missing)} of them missing. These take about "
         f"{flops / (SHARE * rate) / 3600:,.1f} hours of training on {device}, if it reaches "
@@ -153,15 +169,18 @@ def make(options: Options, folder: Path, missing: Runs, until: int | None) -> di
                 # Again and again, because a run obeys a signal only while it trains.
                 for child in multiprocessing.active_children():
                     child.terminate()
-            elif waiting and len(running) < processes:
-                name, config = waiting.pop(0)
+            elif len(running) < processes and (startable := next_run(waiting, running, folder)):
+                name, config = startable
+                waiting.remove(startable)
                 try:
-                    data = dataset_of(config)
+                    running[begin(pool, config, name, folder, until)] = name
                 except Exception as error:  # whatever the simulator raises; other runs go on
                     failed[name] = f"its dataset could not be made: {error}"
-                    continue
-                how = dict(until=until, change=change_of(name, config))
-                running[submit(pool, config, data, folder / name, **how)] = name
+                continue
+            elif not running:
+                for name, phase in waiting:
+                    failed[name] = f"the run {phase.before}, from which it goes on, is missing."
+                waiting.clear()
                 continue
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             for job in done:
@@ -183,6 +202,8 @@ def make_in_jobs(
     options: Options, folder: Path, missing: Runs, until: int | None
 ) -> dict[str, str]:
     """`make` on a cluster."""
+    if any(isinstance(config, OnlinePhase) for config in missing.values()):
+        raise SystemExit(f"--cluster cannot make the preset {options.preset}; leave it out.")
     of_one_machine = options.processes or len(os.sched_getaffinity(0))
     at_once = of_one_machine if options.cluster == "local" else options.processes or 1000
     where = (options.cluster, folder, options.partition, options.hours, at_once)
@@ -201,6 +222,31 @@ def make_in_jobs(
 def dataset_of(config: AbstractConfig) -> Path:
     """The file of a run's dataset, made if it is missing."""
     return dataset(config.task, episodes=dataset_episodes(config), seed=config.dataset_seed)
+
+
+def next_run(waiting: list[tuple], running: dict, folder: Path) -> tuple | None:
+    """The first that can start: an online phase only once the run before it is done."""
+    for name, config in waiting:
+        phase = isinstance(config, OnlinePhase)
+        if not phase or config.before not in running.values() and is_complete(
+            folder / config.before, config.config
+        ):
+            return name, config
+    return None
+
+
+def begin(
+    pool, config: AbstractConfig | OnlinePhase, name: str, folder: Path, until: int | None
+):
+    """Starts a run in one of the pool's processes, once its dataset is there."""
+    phase = isinstance(config, OnlinePhase)
+    settings = config.config if phase else config
+    data = dataset_of(settings)
+    if phase:
+        places = data, folder / config.before, folder / name
+        return submit(pool, config, *places, work=complete_online)
+    how = dict(until=until, change=change_of(name, config))
+    return submit(pool, config, data, folder / name, **how)
 
 
 def dataset_episodes(config: AbstractConfig) -> int:

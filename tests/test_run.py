@@ -490,7 +490,7 @@ def test_a_full_disk_says_what_is_safe_and_how_to_go_on(
         else:
             half = (lambda self, content: 7) if what == "half a line" else no_space
             full = type("Log", (FileIO,), dict(write=half))
-            patch.setattr(runs, "_log", lambda run: full(run / "metrics.jsonl", "ab"))
+            patch.setattr(runs, "metrics_log", lambda run: full(run / "metrics.jsonl", "ab"))
         with pytest.raises(RunError) as error:
             train(agent, data, stopped, workers=1)
     message = str(error.value)

@@ -1,5 +1,5 @@
 """One picture of a run: losses, attention entropy and temperatures against their targets, Q, and
-success with its interval."""
+success with its interval; of an online phase over environment steps."""
 
 import math
 from collections import defaultdict
@@ -28,9 +28,16 @@ def plot_run(run: Path) -> Path:
             f"{run}: has no metrics yet; train for at least log_every = "
             f"{settings.config.log_every} updates."
         )
-    steps = np.array([line["step"] for line in lines])
+    steps = time_of(settings, np.array([line["step"] for line in lines]))
     metrics = {name: np.array([line[name] for line in lines]) for name in lines[0]}
-    panels = panels_of(settings, steps, metrics, recorded_episodes(run / "evaluation.jsonl"))
+    evaluated, learnt = (
+        [row | {"step": time_of(settings, row["step"])} for row in recorded_episodes(run / name)]
+        for name in ("evaluation.jsonl", "episodes.jsonl")
+    )
+    panels = panels_of(settings, steps, metrics, evaluated)
+    if settings.online:
+        panels.append(partial(draw_learnt, episodes=learnt))
+    end = settings.online.environment_steps if settings.online else settings.config.steps
 
     rows = math.ceil(len(panels) / 3)
     figure = Figure(figsize=(15, 4 * rows), layout="constrained")
@@ -40,12 +47,19 @@ def plot_run(run: Path) -> Path:
         axis.set_axis_off()
     for axis, draw in zip(axes.flat, panels):
         draw(axis)
-        axis.set_xlabel("gradient updates")
-        axis.set_xlim(0, max(settings.config.steps, steps[-1]) * 1.03)
+        axis.set_xlabel("environment steps" if settings.online else "gradient updates")
+        axis.set_xlim(0, max(end, steps[-1]) * 1.03)
         axis.grid(alpha=0.3)
     out = run / "plot.png"
     figure.savefig(out, dpi=100)
     return out
+
+
+def time_of(settings: Settings, step):
+    """What a run is drawn over: gradient updates, or in an online phase environment steps."""
+    if not settings.online:
+        return step
+    return (step - settings.config.steps) // settings.online.updates_per_step
 
 
 def panels_of(settings: Settings, steps: np.ndarray, metrics: dict, episodes: list[dict]) -> list:
@@ -67,10 +81,16 @@ def panels_of(settings: Settings, steps: np.ndarray, metrics: dict, episodes: li
 def run_title(settings: Settings) -> str:
     """The method, for TQL what kind of critic, and the seed."""
     config = settings.config
-    if settings.target is None:
-        return f"{config.method}, seed {config.seed}"
-    critic = f"critic {config.critic.layers} x {config.critic.d_model}"
-    return f"{critic}, control: {config.control.kind}, seed {config.seed}"
+    title = config.method
+    if settings.target is not None:
+        critic = f"critic {config.critic.layers} x {config.critic.d_model}"
+        title = f"{critic}, control: {config.control.kind}"
+    if online := settings.online:
+        many = "s" if online.updates_per_step > 1 else ""
+        title += f", online with {online.updates_per_step} update{many} a step"
+        if online.reset_every:
+            title += f" and a reset ({online.reset}) every {online.reset_every} steps"
+    return f"{title}, seed {config.seed}"
 
 
 def marker(steps: np.ndarray) -> str | None:
@@ -157,3 +177,14 @@ def draw_success(axis: Axes, episodes: list[dict], acts: bool) -> None:
         label, around = POLICY_LABELS.get(policy, policy), (rates - low, high - rates)
         axis.errorbar(steps, rates, yerr=around, marker="o", capsize=4, label=label)
     axis.legend(fontsize="small")
+
+
+def draw_learnt(axis: Axes, episodes: list[dict], window: int = 20) -> None:
+    """Of the episodes that the agent learnt from: the share solved among the last `window`."""
+    axis.set(title=f"solved while learning (last {window} episodes)", ylim=(-0.02, 1.02))
+    if not episodes:
+        return say(axis, "no episode ended yet")
+    success = [row["success"] for row in episodes]
+    rates = [np.mean(success[max(0, i - window) : i]) for i in range(1, len(success) + 1)]
+    steps = np.array([row["step"] for row in episodes])
+    axis.plot(steps, rates, marker=marker(steps))

@@ -201,10 +201,10 @@ def one_core_each(processes: int, compiled: Path) -> Iterator[ProcessPoolExecuto
         yield pool
 
 
-def submit(pool: ProcessPoolExecutor, *arguments, **options):
-    """`complete(*arguments, workers=1, **options)` in one of the pool's processes; its future."""
+def submit(pool: ProcessPoolExecutor, *arguments, work: Callable = complete, **options):
+    """`work(*arguments, workers=1, **options)` in one of the pool's processes; its future."""
     with bare_children({"TQDM_DISABLE": "1", "MUJOCO_GL": "disable"}):
-        return pool.submit(complete, *arguments, workers=1, **options)
+        return pool.submit(work, *arguments, workers=1, **options)
 
 
 def _on_one_core(cores: Queue, compiled: Path) -> None:

@@ -12,6 +12,7 @@ from tql.commands.check import Check
 from tql.commands.data import Data
 from tql.commands.evaluate import Evaluate
 from tql.commands.exercises import Exercises
+from tql.commands.finetune import Finetune
 from tql.commands.plot import Plot
 from tql.commands.render import Render
 from tql.commands.train import Train, parse_train
@@ -19,6 +20,7 @@ from tql.commands.train import Train, parse_train
 COMMANDS = {
     "data": Data,
     "train": Train,
+    "finetune": Finetune,
     "evaluate": Evaluate,
     "render": Render,
     "plot": Plot,

@@ -201,8 +201,11 @@ FIELDS = {
 `return` is the sum of rewards."""
 
 
-def record_episodes(path: Path, step: int, policy: str, episodes: Sequence[Episode]) -> None:
-    """Appends one line of JSON per episode of the policy with this name, after `step` updates.
+def record_episodes(
+    path: Path, step: int, policy: str, episodes: Sequence[Episode], first: int = 0
+) -> None:
+    """Appends one line of JSON per episode of the policy with this name, after `step` updates. They
+    are numbered from `first` on.
 
     An episode that is there already (the same step, policy, number and seed: an evaluation was
     repeated after a crash) is not written again. A last line that a crash has torn is dropped.
@@ -210,7 +213,7 @@ def record_episodes(path: Path, step: int, policy: str, episodes: Sequence[Episo
     """
     there = {_identity(row) for row in recorded_episodes(path)}
     rows = []
-    for number, episode in enumerate(episodes):
+    for number, episode in enumerate(episodes, first):
         row = {"step": step, "policy": policy, "episode": number, "seed": episode.seed}
         if _identity(row) not in there:
             row |= {"return": episode.total_reward, "length": episode.length}

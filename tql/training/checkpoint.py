@@ -2,7 +2,8 @@ r"""The whole state of training in one file.
 
 A checkpoint is a line of JSON (format, SHA-256 of all that follows), a second one (step, sizes,
 settings), and a NumPy `.npz` archive that holds every array of the agent under its own name, such
-as `critic.model.blocks[0].attention.query.weight`. No pickle is written or read. The file appears
+as `critic.model.blocks[0].attention.query.weight`; in an online phase, every array of the
+`Snapshot`. No pickle is written or read. The file appears
 under its name only when it is complete and on the disk."""
 
 import hashlib
@@ -17,10 +18,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
-from tql.agent import AbstractAgent
-from tql.config import AbstractConfig
 from tql.training.machines import leads, on_host
-from tql.training.methods import as_json, different, new_agent
+from tql.training.methods import as_json, different
+from tql.training.online_config import AnyConfig
+from tql.training.snapshot import AnyState, new_state
 from tql.training.whole_file import typed, whole_file
 
 FORMAT = 2
@@ -45,7 +46,7 @@ def _raw(leaf: jax.Array) -> jax.Array:
     return jr.key_data(leaf) if is_key else leaf
 
 
-def save_checkpoint(path: Path, agent: AbstractAgent) -> None:
+def save_checkpoint(path: Path, agent: AnyState) -> None:
     """Writes the agent to `path`: to a temporary file, flushed to the disk, then renamed. Several
     processes call it together, and the first writes. Raises `OSError`, with the name of the file,
     where it cannot be written."""
@@ -62,7 +63,7 @@ def save_checkpoint(path: Path, agent: AbstractAgent) -> None:
         file.write(json.dumps(header).encode() + b"\n" + content)
 
 
-def load_checkpoint(path: Path, config: AbstractConfig) -> AbstractAgent:
+def load_checkpoint(path: Path, config: AnyConfig) -> AnyState:
     """The agent saved at `path`, whose settings must be `config`.
 
     Raises `CheckpointError` if the file is missing, cut short or altered, is of another format, was
@@ -75,7 +76,7 @@ def load_checkpoint(path: Path, config: AbstractConfig) -> AbstractAgent:
             f"{path}: was saved with other settings: config.json says {words}; put config.json "
             "back as it was."
         )
-    skeleton = eqx.filter_eval_shape(new_agent, about["n_s"], about["n_a"], config)
+    skeleton = eqx.filter_eval_shape(new_state, about["n_s"], about["n_a"], config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(skeleton)
     _same_names(path, set(arrays), {_name(p) for p, leaf in leaves if _is_struct(leaf)})
     return jax.tree_util.tree_unflatten(

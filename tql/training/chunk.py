@@ -1,5 +1,7 @@
 """Many updates in one compiled program."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.random as jr
@@ -11,11 +13,14 @@ from tql.components import checked
 from tql.training.devices import keep_layout, share_out
 
 
-def next_update(agent: AbstractAgent, dataset: Rows) -> tuple[AbstractAgent, Metrics]:
-    """The update after `step` others, on a batch drawn from the dataset with `fold_in(key, step)`.
-    Raises `ValueError` for a method whose update returns something else."""
+def next_update(
+    agent: AbstractAgent, dataset: PyTree, draw: Callable[..., Rows] = draw_batch
+) -> tuple[AbstractAgent, Metrics]:
+    """The update after `step` others, on the batch `draw(dataset, batch_size, key)`, all with keys
+    from `fold_in(key, step)`. Raises `ValueError` for a method whose update returns something
+    else."""
     k_batch, k_update = jr.split(jr.fold_in(agent.key, agent.step))
-    batch = share_out(draw_batch(dataset, agent.config.batch_size, k_batch))
+    batch = share_out(draw(dataset, agent.config.batch_size, k_batch))
     result = agent.update(batch, k_update)
     pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], type(agent))
     if not (pair and isinstance(result[1], dict)):
@@ -37,10 +42,17 @@ def train_chunk(
     chunk. Dataset and number come as one argument because donation spares the first argument
     only."""
     dataset, updates = dataset_and_updates
+    return many_updates(agent, dataset, updates)
+
+
+def many_updates(
+    agent: AbstractAgent, dataset: PyTree, updates: int, draw: Callable[..., Rows] = draw_batch
+) -> tuple[AbstractAgent, Metrics]:
+    """A number of updates in one `scan`, and their metrics."""
     arrays, static = eqx.partition(agent, eqx.is_array)
 
     def body(arrays: PyTree, _: None) -> tuple[PyTree, Metrics]:
-        agent, metrics = next_update(eqx.combine(keep_layout(arrays), static), dataset)
+        agent, metrics = next_update(eqx.combine(keep_layout(arrays), static), dataset, draw)
         return keep_layout(eqx.filter(agent, eqx.is_array)), metrics
 
     arrays, metrics = keep_layout(jax.lax.scan(body, arrays, None, length=updates))

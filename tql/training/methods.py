@@ -10,6 +10,7 @@ from tql.agent import AbstractAgent
 from tql.components import build, find_class
 from tql.config import AbstractConfig
 from tql.ogbench.validate import sha256
+from tql.training.online_config import AnyConfig
 from tql.training.whole_file import MISSING, typed
 
 METHODS = {
@@ -82,7 +83,7 @@ def differences(ours: AbstractConfig, theirs: AbstractConfig) -> list[str]:
     return [f"{name}: {a} instead of {b}" for name, a, b in found]
 
 
-def as_json(config: AbstractConfig) -> dict:
+def as_json(config: AnyConfig) -> dict:
     """The settings as they are after a trip through JSON."""
     return json.loads(json.dumps(asdict(config)))
 

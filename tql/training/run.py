@@ -36,17 +36,19 @@ from tql.training.chunk import trace_update, train_chunk
 from tql.training.devices import mesh_of, on_one_device
 from tql.training.machines import anyones
 from tql.training.methods import differences, new_agent, with_absolute_paths
+from tql.training.online_config import span
 from tql.training.run_directory import (
     REPEATS,
     Diverged,
     RunError,
+    Settings,
     check_can_write,
     check_empty,
     check_files,
     checkpoints,
     forget_after,
     last_checkpoint,
-    newest_agent,
+    newest_state,
     read_settings,
     run_lock,
     save,
@@ -56,6 +58,7 @@ from tql.training.run_directory import (
     write_settings,
     wrote,
 )
+from tql.training.snapshot import AnyState
 
 EpisodesOf = dict[str, list[Episode]]
 """Episodes by the name of the policy."""
@@ -116,18 +119,17 @@ def resume_run(
             f"{run}: was started with other settings ({'; '.join(found)}); leave them out to "
             "resume, or start another run."
         )
-    check_files(run, settings.files, config)
-    dataset = dataset or Path(settings.dataset.file)
-    if not dataset.is_file() or sha256(dataset) != settings.dataset.sha256:
+    if settings.online:
         raise RunError(
-            f"{dataset}: is not the file that {run} was trained on (missing, or another SHA-256); "
-            "put it back, or give it with --data."
+            f"{run}: is an online phase; go on with: tql finetune RUN --resume --out {run}"
         )
-    _warn_of_versions(run, settings.versions)
+    check_files(run, settings.files, config)
+    dataset = dataset_of(run, settings, dataset)
+    warn_of_versions(run, settings.versions)
     if data is None:
         data, _ = load_dataset(Task.parse(config.task), dataset)
     with run_lock(run):
-        agent = newest_agent(run, config)
+        agent = newest_state(run, config)
         if agent is None:
             agent, data = _fresh(config, data)
         else:
@@ -136,7 +138,20 @@ def resume_run(
     return agent, data
 
 
-def _warn_of_versions(run: Path, began_with: dict[str, str]) -> None:
+def dataset_of(run: Path, settings: Settings, dataset: Path | None) -> Path:
+    """The file of the run's dataset: `dataset`, if it was moved there. Raises `RunError` if it is
+    not the same file any more."""
+    dataset = dataset or Path(settings.dataset.file)
+    if not dataset.is_file() or sha256(dataset) != settings.dataset.sha256:
+        raise RunError(
+            f"{dataset}: is not the file that {run} was trained on (missing, or another SHA-256); "
+            "put it back, or give it with --data."
+        )
+    return dataset
+
+
+def warn_of_versions(run: Path, began_with: dict[str, str]) -> None:
+    """Says on stderr which versions differ from those that the run began with."""
     now = versions()
     changed = [f"{x} {began_with[x]} (now {now[x]})" for x in now if began_with[x] != now[x]]
     if changed:
@@ -197,13 +212,13 @@ def train(
     end = min(config.steps, until or config.steps)
     inputs = data, config.updates_per_call
     with run_lock(run):
-        _check_start(agent, run)
+        check_start(agent, run)
         # Compiled ahead, so that signals are caught only once it is done. With jit switched off
         # there is nothing to compile.
         ahead = step < end and not jax.config.jax_disable_jit
         with mesh_of(agent):
             chunk = train_chunk.lower(inputs, agent).compile() if ahead else train_chunk
-        with stop_signals() as stop, _bar(agent) as bar, _log(run) as log:
+        with stop_signals() as stop, _bar(agent) as bar, metrics_log(run) as log:
             while True:
                 # Before the next chunk rather than after the last one, so that a resume makes up
                 # for an evaluation that was cut off.
@@ -211,7 +226,7 @@ def train(
                     bar.clear()
                     file, episodes = run / "evaluation.jsonl", config.episodes
                     acts = on_one_device(agent)
-                    _evaluate(acts, file, episodes=episodes, workers=workers, stop=stop)
+                    evaluate_to(acts, file, episodes=episodes, workers=workers, stop=stop)
                 if step >= end:
                     return agent
                 agent, metrics = chunk(inputs, agent)
@@ -233,12 +248,13 @@ def train(
                 bar.update(config.updates_per_call)
 
 
-def _check_start(agent: AbstractAgent, run: Path) -> None:
+def check_start(agent: AnyState, run: Path) -> None:
     """Raises `RunError` for an agent beyond the end, and where the run on the disk is further."""
     step, config = int(agent.step), agent.config
-    if step > config.steps:
+    _, last, _ = span(config)
+    if step > last:
         raise RunError(
-            f"{run}: the agent has made {step} updates, which is beyond the {config.steps} steps "
+            f"{run}: the agent has made {step} updates, which is beyond the {last} steps "
             "of its settings; there is nothing left to train."
         )
     further = max((step_of(x) for x in checkpoints(run) if wrote(x, config)), default=0)
@@ -274,7 +290,7 @@ def checkpoint_due(config: AbstractConfig, step: int) -> bool:
 
 
 @contextmanager
-def _log(run: Path) -> Iterator[FileIO]:
+def metrics_log(run: Path) -> Iterator[FileIO]:
     """`metrics.jsonl`, without a buffer, so that a full disk is known at the line that it
     refuses."""
     with saying_what_is_safe(run):
@@ -400,12 +416,12 @@ def evaluate_run(
     out first."""
     options = dict(episodes=episodes, workers=workers, tell=tell)
     if out is not None:
-        return _evaluate(agent, out, **options)
+        return evaluate_to(agent, out, **options)
     with run_lock(run):
-        return _evaluate(agent, run / "evaluation.jsonl", **options)
+        return evaluate_to(agent, run / "evaluation.jsonl", **options)
 
 
-def _evaluate(
+def evaluate_to(
     agent: AbstractAgent,
     file: Path,
     *,
@@ -436,14 +452,15 @@ def _evaluate(
         results[name] = found[:episodes]
         tell(name, results[name])
         if new:
-            _record(file, step, name, found)
+            record(file, step, name, found)
     return results
 
 
-def _record(file: Path, step: int, name: str, episodes: list[Episode]) -> None:
-    """Appends the episodes to the file. Raises `RunError` where the disk refuses."""
+def record(file: Path, step: int, name: str, episodes: list[Episode], first: int = 0) -> None:
+    """Appends the episodes, from number `first` on, to the file. Raises `RunError` where the disk
+    refuses."""
     try:
-        record_episodes(file, step, name, episodes)
+        record_episodes(file, step, name, episodes, first)
     except OSError as error:
         raise RunError(
             f"{file}: cannot be written in the folder {file.parent} ({error.strerror}). The "

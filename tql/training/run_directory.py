@@ -4,10 +4,12 @@ nothing that was said to be saved.
     config.json                  every setting, the dataset and its checksum, versions, device
     metrics.jsonl                one line per `log_every` updates; the steps strictly increase
     evaluation.jsonl             one line per episode (`tql/ogbench/evaluate.py`)
+    episodes.jsonl               in an online phase, one line per episode that the agent learnt from
     step-000000200.checkpoint    the whole state of training after 200 updates, the newest two
     .lock                        held while a process writes here
 
 Only these names, with nine digits in a checkpoint's, belong to the run. No other file is touched.
+Steps count gradient updates, in an online phase from the first update of the training before it.
 """
 
 import json
@@ -48,6 +50,8 @@ from tql.training.methods import (
     method_class,
     method_in,
 )
+from tql.training.online_config import AnyConfig, Finetuning, OnlineConfig, span
+from tql.training.snapshot import AnyState, Snapshot
 from tql.training.whole_file import MISSING, read_json, typed, whole_file, whole_lines
 
 KEPT_CHECKPOINTS = 2
@@ -55,7 +59,7 @@ KEPT_CHECKPOINTS = 2
 CHECKPOINT = re.compile(r"step-(\d{9})\.checkpoint")
 
 HALF_FILE = re.compile(
-    r"\.(config\.json|(metrics|evaluation)\.jsonl|step-\d{9}\.checkpoint)\.\d+\.tmp"
+    r"\.(config\.json|(metrics|evaluation|episodes)\.jsonl|step-\d{9}\.checkpoint)\.\d+\.tmp"
 )
 """What a kill leaves of a file that `whole_file` was writing."""
 
@@ -166,10 +170,21 @@ class Settings:
     target: tuple[tuple[float, float], ...] | None = None
     """TQL's entropy target in force, in nats, also where the settings leave it to the default; no
     other method has one."""
+    online: OnlineConfig | None = None
+    """How the agent goes on in the environment, if this is an online phase."""
+
+    @property
+    def whole(self) -> AnyConfig:
+        """The settings that the run's checkpoints have."""
+        return Finetuning(self.config, self.online) if self.online else self.config
 
 
 def write_settings(
-    run: Path, agent: AbstractAgent, dataset: Path, metrics: dict[str, tuple[int, ...]]
+    run: Path,
+    agent: AbstractAgent,
+    dataset: Path,
+    metrics: dict[str, tuple[int, ...]],
+    more: dict[str, Any] = {},
 ) -> None:
     """Writes `config.json`: everything that determines the run, and what it ran on."""
     content = {
@@ -180,7 +195,8 @@ def write_settings(
         "files": checksums(agent.config),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
-    } | agent.about()
+    }
+    content |= agent.about() | more
     with whole_file(run / "config.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
@@ -206,9 +222,8 @@ def read_settings(run: Path) -> Settings:
         config = config_from_dict(content["config"])
         Task.parse(config.task)
         kinds = Settings.__annotations__ | {"config": dict}
-        rest = {name: content.get(name, MISSING) for name in kinds} | {
-            "target": content.get("target")
-        }
+        rest = {name: content.get(name, MISSING) for name in kinds}
+        rest |= {name: content.get(name) for name in ("target", "online")}
         rest = {name: typed(value, kinds[name], name) for name, value in rest.items()}
         for name in versions():
             typed(rest["versions"].get(name, MISSING), str, f"versions.{name}")
@@ -274,12 +289,12 @@ def last_checkpoint(run: Path) -> str:
     return next((str(path) for path in checkpoints(run)), "none yet")
 
 
-def wrote(path: Path, config: AbstractConfig) -> bool:
+def wrote(path: Path, config: AnyConfig) -> bool:
     """Whether a run of these settings wrote this file: its name and its first lines say so."""
     return settings_in(path) == (step_of(path), as_json(config))
 
 
-def save(run: Path, agent: AbstractAgent, log: FileIO | None = None) -> None:
+def save(run: Path, agent: AnyState, log: FileIO | None = None) -> None:
     """Writes a checkpoint, once the metrics file `log` is on the disk, and deletes the older ones
     of this run but the newest. Raises `Diverged` rather than save what is not finite, and
     `RunError` where the disk refuses."""
@@ -304,48 +319,52 @@ REPEATS = (
 )
 
 
-def newest_agent(run: Path, config: AbstractConfig) -> AbstractAgent | None:
-    """The agent of the newest checkpoint that can be used; one that cannot is named on stderr and
+def newest_state(run: Path, config: AnyConfig) -> AnyState | None:
+    """What is in the newest checkpoint that can be used; one that cannot is named on stderr and
     passed over. None if there is no checkpoint. Raises `RunError`, with the reason, if none can be
     used."""
     reasons = []
     for path in checkpoints(run):
         try:
-            agent = _agent_in(path, config)
+            state = _state_in(path, config)
         except CheckpointError as error:
             reasons.append(str(error))
             continue
         for reason in reasons:
             print(f"refused: {reason}", file=sys.stderr)
-        return agent
+        return state
     if reasons:
         raise RunError(f"{run}: has no usable checkpoint. {reasons[0]}")
     return None
 
 
-def _agent_in(path: Path, config: AbstractConfig) -> AbstractAgent:
-    agent = load_checkpoint(path, config)
-    step = int(agent.step)
+def _state_in(path: Path, config: AnyConfig) -> AnyState:
+    state, (first, last, unit) = load_checkpoint(path, config), span(config)
+    step = int(state.step)
     if step != step_of(path):
         raise CheckpointError(
             f"{path}: holds the state after {step} updates, not that of its name."
         )
-    if step > config.steps or step % config.updates_per_call:
+    if not first <= step <= last or (step - first) % unit:
         raise CheckpointError(
-            f"{path}: holds the state after {step} updates, and a run of {config.steps} steps in "
-            f"chunks of {config.updates_per_call} never has it."
+            f"{path}: holds the state after {step} updates, and a run of {last} steps in "
+            f"chunks of {unit} never has it."
         )
-    return agent
+    return state
 
 
 def trained_agent(run: Path) -> AbstractAgent:
     """The agent of a run's newest usable checkpoint. Raises `RunError` if there is none."""
     settings = read_settings(run)
     check_files(run, settings.files, settings.config)
-    agent = newest_agent(run, settings.config)
-    if agent is None:
+    state = newest_state(run, settings.whole)
+    if state is None:
         raise RunError(f"{run}: has no checkpoint yet; train it first.")
-    return agent
+    return _agent_of(state)
+
+
+def _agent_of(state: AnyState) -> AbstractAgent:
+    return state.agent if isinstance(state, Snapshot) else state
 
 
 def agent_at(run: Path, step: int) -> AbstractAgent:
@@ -357,7 +376,7 @@ def agent_at(run: Path, step: int) -> AbstractAgent:
     if not path.exists():
         there = ", ".join(map(str, checkpoint_steps(run))) or "none"
         raise RunError(f"{run}: has no checkpoint after {step} updates; there are: {there}.")
-    return _agent_in(path, settings.config)
+    return _agent_of(_state_in(path, settings.whole))
 
 
 # ---- metrics -------------------------------------------------------------------------------------
@@ -372,12 +391,12 @@ def read_metrics(run: Path) -> list[dict]:
         lines = whole_lines(file, {"step": int, "time": float} | kinds)
     except ValueError as error:
         raise RunError(str(error)) from None
-    before = 0
+    before, last, _ = span(settings.whole)
     for number, line in enumerate(lines, start=1):
-        if not before < line["step"] <= settings.config.steps:
+        if not before < line["step"] <= last:
             raise RunError(
                 f"{file}, line {number}: step is {line['step']}; it must lie above the step of the "
-                f"line before, {before}, and be at most {settings.config.steps}. Mend or remove "
+                f"line before, {before}, and be at most {last}. Mend or remove "
                 "that line."
             )
         before = line["step"]
@@ -392,22 +411,24 @@ def _array_type(shape: tuple[int, ...]) -> Any:
     return kind
 
 
-def forget_after(run: Path, config: AbstractConfig, step: int) -> None:
+def forget_after(run: Path, config: AnyConfig, step: int) -> None:
     """Clears the way for updates that the resumed run makes again: their metrics, their episodes
     and refused checkpoints of this run, and halves of files.
 
     Raises `RunError` for a file that is not this run's under a name that it is going to write.
     """
-    beyond = [path for path in checkpoints(run) if step < step_of(path) <= config.steps]
+    _, last, _ = span(config)
+    beyond = [path for path in checkpoints(run) if step < step_of(path) <= last]
     for path in beyond:
         if not wrote(path, config):
             raise RunError(
                 f"{path}: is damaged, or was not written by this run, which is going to write "
                 "under that name; move it away to resume."
             )
-    lines, rows = read_metrics(run), recorded_episodes(run / "evaluation.jsonl")
+    files = {x: recorded_episodes(run / x) for x in ("evaluation.jsonl", "episodes.jsonl")}
+    files["metrics.jsonl"] = read_metrics(run)
     with saying_what_is_safe(run):
-        for name, all_lines in (("metrics.jsonl", lines), ("evaluation.jsonl", rows)):
+        for name, all_lines in files.items():
             kept = [json.dumps(line).encode() + b"\n" for line in all_lines if line["step"] <= step]
             if (run / name).exists() and (run / name).read_bytes() != b"".join(kept):
                 with whole_file(run / name) as file:
