@@ -252,7 +252,7 @@ def _head_example(Mine: Callable[..., Any], target: tuple, heads: int) -> tuple:
     """A controller with temperatures that all differ, log alpha, and entropies on both sides of
     their targets."""
     rng = np.random.default_rng(7 * heads + len(target))
-    log_alpha = rng.uniform(-1, 1.5, (len(target), heads, 2))
+    log_alpha = rng.uniform(-1, 3, (len(target), heads, 2))
     H = rng.uniform(0.1, 2.5, log_alpha.shape)
     mine = _build(Mine, target, heads)
     return eqx.tree_at(lambda m: m.log_alpha, mine, jnp.asarray(log_alpha)), log_alpha, H

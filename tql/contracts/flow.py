@@ -198,9 +198,10 @@ EULER = (
     (GENERAL, [0.3, 0.5], [-0.6, 0.2], 3),
     ("v = -1", [1.0, 2.0], [0.75], 12),
     ("v = -1", [1.0, 2.0], [0.75], 49),
+    ("v = 2 t x", [1.0, 2.0], [0.25], 100),
 )
 """Field, s, z and N. One thing after the other: the start, the step, its number, the times, the
-points, and the clip. The last Ns are those for which counting with floats is off by one."""
+points, and the clip. For N = 12 and 49 counting with floats is off by one; 100 is large."""
 
 
 def integral(
@@ -258,7 +259,9 @@ def mistaken_integrals(v: Field, s: Any, z: Any, N: int) -> dict[str, np.ndarray
             at=lambda x, z: z
         ),
         "the start z is missing: the integral begins at x = z": integral(v, s, 0 * z, N),
-        "this is the midpoint rule": midpoint(v, np.array(s, float), z, N),
+        "this is a rule of second order, such as the midpoint rule or Heun's": midpoint(
+            v, np.array(s, float), z, N
+        ),
         "the start z is clipped; only the result is": integral(v, s, clip(z), N),
         "the points on the way are clipped; only the result is": of(way=clip),
         "z and the points on the way are clipped; only the result is": integral(
@@ -284,7 +287,27 @@ def check_euler(mine: Any) -> None:
         got = call(mine, v, array(s), array(z), N, example=example)
         known = mistaken_integrals(FIELDS[name], s, z, N)
         compare(got, expected_euler(FIELDS[name], s, z, N), example=example, mistakes=known)
+    _check_euler_gradient(mine)
     _check_euler_batch(mine)
+
+
+def _check_euler_gradient(mine: Any) -> None:
+    """With v = theta x the end is z (1 + theta / N)^N; where it is clipped, nothing moves it."""
+    theta, N = -0.75, 5
+    for z, slope in ((0.5, 0.5 * (1 + theta / N) ** (N - 1)), (9.0, 0.0)):
+        example = f"the gradient of euler with respect to theta = {theta}, with v = theta x, "
+        example += f"z = {z} and N = {N}"
+
+        def end(theta):
+            v = strict(lambda s, x, t: theta * x, 1, 1)
+            return mine(v, array([0.0]), array([z]), N)[0]
+
+        # Forwards, because the steps may be counted by a loop that has no reverse.
+        slope_of = lambda theta: jax.jvp(end, (theta,), (array(1.0),))[1]
+        got = call(slope_of, array(theta), example=example)
+        mistakes = {"no gradient passes through the steps: none of them may be stopped": 0.0}
+        wrong = "the result is right, but its gradient is wrong"
+        compare(got, slope, example=example, mistakes=mistakes, otherwise=wrong)
 
 
 def _check_euler_batch(mine: Any) -> None:
@@ -321,11 +344,17 @@ def fine_euler(v: Field, s: Any, x: Any, N: int) -> Any:
     return euler_rule(v, s, x, 3 * N)
 
 
+def between(v: Field, s: Any, x: Any, N: int) -> Any:
+    """The end and an error of order 3/2, which no usual rule has."""
+    return midpoint(v, s, x, 8 * N) + 0.25 * N**-1.5
+
+
 INTEGRATORS = (
     ("Euler's rule", euler_rule, 1),
     ("the midpoint rule", midpoint, 2),
     ("Heun's rule", heun, 2),
     ("Euler's rule with 3 N steps", fine_euler, 1),
+    ("a rule whose error falls as N^(-3/2)", between, 1.5),
 )
 HINT = (
     "Take a field that depends on x (v = -x, for example), an end inside [-1, 1] because the "
@@ -336,7 +365,7 @@ HINT = (
 
 def check_order(mine: Any) -> None:
     """Checks `order(integrate)`, the measured order of an `integrate(v, s, z, N)`: about 1 for
-    Euler's rule and about 2 for the midpoint rule and for Heun's, within 0.2."""
+    Euler's rule, about 2 for the midpoint rule and for Heun's, within 0.2, and 1.5 between them."""
     must_be_function(mine, "order")
     found: list[float] = []
     for name, rule, order in INTEGRATORS:
@@ -366,7 +395,10 @@ def _order_suspect(got: float, found: list[float]) -> str:
     if not found and abs(got + 1) < 0.2:
         return "the sign is wrong: the error falls as N to the power of minus the order"
     if not found and (abs(got - 2) < 0.2 or abs(got - 0.5) < 0.1):
-        return "this is the factor by which the error falls when N doubles; the order is its log2"
+        return (
+            "this is one too many, or else the factor by which the error falls when N doubles, of "
+            "which the order is the log2"
+        )
     if not found and abs(got - np.log(2)) < 0.1:
         return "this is the natural logarithm of the factor; divide it by that of the ratio of Ns"
     if not found and abs(got) < 0.2:
