@@ -477,7 +477,7 @@ def test_no_two_mistakes_are_confused_and_all_are_seen():
         for name, *rest in MATCHING
     ]
     pairs, unseen = confused(matchings)
-    # With v = 0 only the target of a reversed time is seen, and with v = x point and velocity agree.
+    # With v = 0 a reversed time shows in the target alone; with v = x, x_t is the velocity.
     first_words = [tuple(said.partition(":")[0].partition(" is ")[0] for said in x) for x in pairs]
     alike = [("the difference", "time runs backwards"), ("the point x_t", "the velocity")]
     assert first_words == alike and not unseen

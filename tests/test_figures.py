@@ -239,4 +239,5 @@ def test_the_numbers_of_the_readme(recorded):
     chance = f"probability {100 * improvement(x, y):.0f} %"
     assert f"{chance} (95 % interval over runs {100 * low:.0f} to {100 * high:.0f})" in said
     decided = [points > 0 for *_, points, _, q in table.pairs(pocket) if q <= 0.05]
-    assert f"{sum(decided)} come out in the paper's order and {decided.count(False)} in the" in said
+    words = "In {} pairs our order is decided and is the paper's, in {} it is decided and is the"
+    assert words.format(sum(decided), decided.count(False)) in said

@@ -103,15 +103,26 @@ def _batch(k: int) -> tuple[Transition, Noise]:
         draw(0, N_S), jnp.tanh(draw(1, N_A)), draw(2), m, draw(3, N_S), jnp.tanh(draw(4, N_A))
     )
     time = jax.nn.sigmoid(draw(5))
-    return batch, Noise(draw(6, N_A), draw(7, N_A), time, draw(8, N_A))
+    return batch, Noise(2 * draw(6, N_A), draw(7, N_A), time, draw(8, N_A))
 
 
 @functools.cache
 def _trials(op_by_op: bool) -> tuple[Trial, ...]:
-    """The library's updates. One update comes before them, so that the target critic has left the
-    critic, and the optimisers remember something."""
+    """The library's updates. One update comes before them, so that the optimisers remember
+    something. The temperatures differ, and the target critic is not the critic."""
     library = TQL.update_with_noise if op_by_op else compiled(TQL.update_with_noise)
-    agent, _ = library(compiled(TQL.create)(N_S, N_A, CONFIG), *_batch(9))
+    agent = compiled(TQL.create)(N_S, N_A, CONFIG)
+    wave = lambda x: x + 0.1 * np.sin(1.0 + np.arange(x.size).reshape(x.shape))
+    moved = lambda x: jnp.asarray(wave(np.asarray(x)), x.dtype) if eqx.is_inexact_array(x) else x
+    agent = eqx.tree_at(
+        lambda agent: (agent.controller.model.log_alpha, agent.target_critic),
+        agent,
+        (
+            jnp.asarray([[0.3, -0.4], [-0.2, 0.5]], float),
+            jax.tree.map(moved, agent.target_critic),
+        ),
+    )
+    agent, _ = library(agent, *_batch(9))
     trials = []
     for k in range(UPDATES):
         batch, noise = _batch(k)
@@ -164,7 +175,7 @@ def distance(got: Leaves, expected: Leaves) -> tuple[float, str]:
             continue
         difference = np.max(np.abs(x.astype(float) - y.astype(float)), initial=0)
         size = np.max(np.abs(y), initial=0)
-        apart[name] = difference / size if difference > ABSOLUTE else 0.0
+        apart[name] = difference / max(size, ABSOLUTE) if difference > ABSOLUTE else 0.0
     return max(((float(x), name) for name, x in apart.items()), default=(0.0, ""))
 
 
@@ -251,8 +262,8 @@ def _check(agent: TQL, trial: Trial, k: int) -> float:
     part = wrong[0]
     suspect = SUSPECTS[part](new, trial)
     right = [part for part in PLACES if part not in wrong]
-    others = f" {_listed(right)} {'is' if len(right) == 1 else 'are'} right." if right else ""
-    also = f" Wrong too: {_listed(wrong[1:])}." if wrong[1:] else ""
+    others = f" Right: {_listed(right)}." if right else ""
+    also = f" Also wrong: {_listed(wrong[1:])}." if wrong[1:] else ""
     where = _example(new, known, apart[part][1])
     raise Wrong(f"{part}: {suspect}. After update {k}, {where}.{also}{others}")
 
@@ -478,8 +489,8 @@ def _critic_gradient_suspect(gradient: Leaves, trial: Trial) -> str:
                 "make y"
             )
     return (
-        "the gradient of the critic's loss is wrong; check td_loss, row_entropy and attention_loss "
-        "alone"
+        "the gradient of the critic's loss is wrong; check td_loss, row_entropy, attention_loss "
+        "and Attention alone"
     )
 
 
@@ -501,12 +512,8 @@ def _critic_weights_suspect(weights: np.ndarray, trial: Trial) -> str:
         return _weight_words("TD loss", 1.0, td)
     L, n = len(of_H), 1 + N_S + N_A
     log_alpha = np.asarray(trial.before.controller.model.log_alpha)
-    right, later = (
-        -np.exp(log_alpha) / (2 * L),
-        -np.exp(np.asarray(trial.after.controller.model.log_alpha)) / (2 * L),
-    )
-    if _same(of_H / right, (of_H / right).flat[0]):
-        return _weight_words("attention loss", 1.0, (of_H / right).flat[0])
+    later = -np.exp(np.asarray(trial.after.controller.model.log_alpha)) / (2 * L)
+    right = -np.exp(log_alpha) / (2 * L)
     with_value = np.stack([right[:, 0] + right[:, 1] / n, right[:, 1] * (n - 1) / n], axis=1)
     known = {
         "the attention loss takes the temperatures after their update; all losses are taken at the "
@@ -518,9 +525,12 @@ def _critic_weights_suspect(weights: np.ndarray, trial: Trial) -> str:
         "the attention loss exchanges the two groups": right[:, ::-1],
         "the attention loss exchanges the layers": right[::-1],
     }
-    said = (said for said, other in known.items() if _same(of_H, other))
+    if found := [said for said, other in known.items() if _same(of_H, other)]:
+        return found[0]
+    if _same(of_H / right, (of_H / right).flat[0]):
+        return _weight_words("attention loss", 1.0, (of_H / right).flat[0])
     wrong = f"the entropies count {words(of_H)} times in the loss; they must count {words(right)}"
-    return next(said, f"{wrong} times (layer by layer, [VALUE] and others)")
+    return f"{wrong} times (layer by layer, [VALUE] and others)"
 
 
 # ---------------------------------------------------------------- the gradient of the temperatures
