@@ -90,8 +90,9 @@ def row_entropy(logits: Float[Array, " n"]) -> Float[Array, ""]:
     """
     # H does not change when all logits move together; with a maximum of 0 it loses no digits.
     l = logits - jax.lax.stop_gradient(jnp.max(logits))
-    Z = jnp.sum(jnp.exp(l))
-    p = jnp.exp(l) / Z
+    e = jnp.exp(l)
+    Z = jnp.sum(e)
+    p = e / Z
     return jnp.log(Z) - jnp.sum(p * l)
 
 

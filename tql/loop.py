@@ -22,7 +22,6 @@ from tql.presets import PRESETS
 from tql.tokenizer import TOKENIZERS, AbstractTokenizer
 
 Scalar, Groups = Float[Array, ""], Float[Array, "layers 2"]
-Optimiser = optax.GradientTransformation
 
 
 def td_loss(
@@ -143,7 +142,7 @@ class TQL(AbstractAgent):
         return {"target": self.controller.model.target}
 
 
-def optimisers(config: TQLConfig) -> tuple[Optimiser, Optimiser, Optimiser]:
+def optimisers(config: TQLConfig) -> tuple[optax.GradientTransformation, ...]:
     """The optimisers of the critic, the temperatures and the actor."""
     of_temperatures = optax.adam(schedule(config.temperature_lr, config))
     return adamw(config.critic_lr, config), of_temperatures, adamw(config.actor_lr, config)

@@ -171,7 +171,7 @@ def train_with(train: Train, config: AbstractConfig) -> None:
     if train.workers < 1:
         raise ValueError(f"--workers {train.workers}: at least 1 process is needed.")
     ask_for_devices(train.devices, config.batch_size)
-    if machines.leads():
+    if machines.leads() and (train.estimate or not train.resume):
         say_what_it_needs(train, config)
     if train.estimate:
         return
