@@ -157,7 +157,7 @@ def test_two_processes_make_the_numbers_of_one_and_the_first_writes(alone, tmp_p
         start(*options, until=20, mutant=mutant, **where, JAX_PROCESS_ID=str(i))
         for i, mutant in enumerate(("", no_pen))
     ]
-    said = [process.communicate() for process in both]
+    said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "plot: " in said[0][0] and "plot: " not in said[1][0]
     assert [line["step"] for line in read_metrics(folder)] == [5, 10, 15, 20]

@@ -178,7 +178,7 @@ def follow(run: Path, dataset: Path | None = None) -> tuple[AbstractAgent, Rows]
     settings = read_settings(run)
     config = settings.config
     data, _ = load_dataset(Task.parse(config.task), dataset or Path(settings.dataset.file))
-    agent = newest_agent(run, config)
+    agent = newest_state(run, config)
     if agent is None:
         agent, data = _fresh(config, data)
     else:
