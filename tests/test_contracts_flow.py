@@ -322,6 +322,11 @@ WRONG_INTEGRALS = {
     "from 0": (stepping(start=lambda z: 0 * z), "start z is missing"),
     "always from z": (always_from_z, "in every step, not at the point that was reached"),
     "midpoint": (midpoint, "midpoint rule"),
+    "all stopped": (
+        lambda v, s, z, N: jax.lax.stop_gradient(euler(v, s, z, N)),
+        "no gradient passes through the steps",
+    ),
+    "64 steps at most": (lambda v, s, z, N: euler(v, s, z, min(N, 64)), "N = 100"),
     "not clipped": (stepping(end=lambda x: x), "not clipped"),
     "tanh": (stepping(end=jnp.tanh), "tanh"),
     "start clipped": (stepping(start=clip), "start z is clipped"),
